@@ -53,7 +53,7 @@ class NewDevices:
         self._new_today: Counter[tuple[str, bool]] = Counter()
         """(peer, True if confirmed) → number of new devices today."""
         self._full: set[str] = set()
-        """Peers whose devices have reached the limit of today."""
+        """Peers at their limit of new devices on this day."""
         self._once_keys, self._once_users = array("Q"), array("q")
         """For each slot (ONCE_SLOTS): key + 1 of the device above a limit, 0 for an empty slot; hash of peer and IMSI of the device's first
         check today. Both arrays are empty until a peer exceeds its limit."""

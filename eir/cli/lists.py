@@ -42,6 +42,7 @@ from eir.cli.output import (
     show_one,
     written_to,
 )
+from eir.cli.sightings import last_device_of
 from eir.config import Config, Whereabouts, load_config
 from eir.device import (
     KEY_DIGITS,
@@ -355,6 +356,8 @@ def add(
     layout: Annotated[str | None, typer.Option(metavar="NAME", help="With --file: its layout; guessed from the first line if not given.", show_default=False)] = None,
     begin: Annotated[str, typer.Option("--from", metavar="TIME", help="When the entries begin: 2026-12-22, 2026-12-22T12:00:00Z, or 30d from now; at once if not given.")] = "",
     until: Annotated[str, typer.Option(metavar="TIME", help="When the entries end: 2026-12-31 (that day included), 2026-12-31T12:00:00Z, or 14d from now.")] = "",
+    number: Annotated[str, typer.Option("--number", metavar="+NUMBER", help="Instead of IMEIs: the last device of this number, after a question. The number must be in a recorded check or in the table `numbers`.", show_default=False)] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="With --number: add the device without a question.")] = False,
     imsi: Imsi = None, tac: Tac = False, verbatim: Verbatim = False,
     replace: Annotated[bool, typer.Option("--replace", help="Give entries that are there already the new reason, begin and end.")] = False,
     first: Annotated[bool, typer.Option("--first", help="Begin a list that a shared store lacks, from a host without a node.")] = False,
@@ -370,13 +373,19 @@ def add(
     options = _Options(
         what=ADD, reason=reason, begin=_begin(begin), until=_end(until), replace=replace, first=first, dry_run=dry_run, force=force
     )  # fmt: skip
-    if rows is None and identifiers:
+    is_number = bool(number) and not (identifiers or rows or tac)
+    if is_number:
+        identifiers = [_device_of_number(config, list_name, number, asks=not (yes or dry_run))]
+    if rows is None and identifiers and is_number == bool(number):
         if layout is not None:
             raise fail("--layout requires --file", EXIT_USAGE)
         _edit(config, list_name, options, identifiers, imsi, tac=tac, verbatim=verbatim, as_json=as_json)
         return
-    if rows is None or identifiers or imsi or tac or verbatim:
-        raise fail("expected IMEIs, or --file FILE without --imsi, --tac and --verbatim", EXIT_USAGE)
+    if rows is None or identifiers or number or imsi or tac or verbatim:
+        expected = (
+            "expected IMEIs, or --number +NUMBER without --tac, or --file FILE without --imsi, --tac and --verbatim"
+        )
+        raise fail(expected, EXIT_USAGE)
     checked = opened(load_config(config))
     settings = list_settings(checked, list_name)
     with progress() as advance:
@@ -419,6 +428,20 @@ class _Options(NamedTuple):
     """Begin a list that a shared store lacks."""
     dry_run: bool = False
     force: bool = False
+
+
+def _device_of_number(config: Path, list_name: str, number: str, *, asks: bool) -> str:
+    """Return the last device of a phone number after it was shown. If `asks` is true, the user must confirm it."""
+    checked = opened(load_config(config))
+    if list_settings(checked, list_name).kind == SUBSCRIBERS:
+        raise fail(
+            f"--number adds a device, but {list_name} is a list of subscribers; give {number} in place of IMEIs",
+            EXIT_USAGE,
+        )
+    imei = last_device_of(checked, number)
+    if asks:
+        typer.confirm(f"Add {imei} to {list_name}?", abort=True, err=True)
+    return imei
 
 
 def _content(path: Path) -> bytes:

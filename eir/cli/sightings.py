@@ -6,11 +6,11 @@ from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, imsi_named, number_named, opened, who
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, ask_node, imsi_named, number_named, opened, who
 from eir.cli.output import (
     EXIT_NO,
     EXIT_USAGE,
@@ -19,6 +19,7 @@ from eir.cli.output import (
     moment,
     print_json,
     print_message,
+    print_text,
     progress,
     show,
     show_one,
@@ -39,6 +40,9 @@ from eir.sightings import files
 from eir.sightings.settings import FULL, SightingsSettings
 from eir.sightings.subscribers import load_subscribers, subscriber_names
 
+if TYPE_CHECKING:
+    from eir.sightings.seen import SearchTerms
+
 EDR = "edr"
 SEEN_COLUMNS = (
     "first",
@@ -53,6 +57,7 @@ SEEN_COLUMNS = (
     "list",
 )
 SEEN_COLUMNS_IF_KNOWN = ("msisdn", "access")
+DEVICE_COLUMNS = ("imei", "since", "last_day")
 SEEN_VALUES = ("subscriber", "msisdn", "device", "software_version", "origin_host")
 """Columns whose distinct values are members of the JSON document, in the plural."""
 
@@ -84,11 +89,60 @@ def seen(
     """Show the recorded checks of a device, a SIM or a number.
 
     There is one row for each SIM, software version, MME and answer. With `subscribers: hashed` a SIM or a number is shown
-    as its hash. A running node first writes its buffered checks. Exit status 1 if no check is on record.
+    as its hash. With `last_device` the last devices of the SIM follow. A running node first writes its buffered checks.
+    Exit status 1 if neither a check nor a last device is on record.
     """
-    from eir.sightings.seen import SearchTerms, find_sightings, parse_search  # noqa: PLC0415 - polars, for this command
-
     checked = opened(load_config(config))
+    begin = moment(since)
+    terms, rows = _search(checked, identifier, begin)
+    last_devices = _last_devices(checked, terms.imsi)
+    if as_json:
+        distinct = {f"{name}s": _distinct(rows, name) for name in SEEN_VALUES}
+        print_json({
+            "identifier": identifier, "device": None if terms.device is None else key_text(terms.device), "imsi": terms.imsi,
+            "since": begin and utc_text(begin), "checks": sum(row["checks"] for row in rows),
+            "first_seen": min((row["first"] for row in rows), default=None), "last_seen": max((row["last"] for row in rows), default=None),
+            **distinct, "sightings": rows, "last_devices": last_devices,
+        })  # fmt: skip
+    else:
+        if rows:
+            known = [name for name in SEEN_COLUMNS_IF_KNOWN if _distinct(rows, name)]
+            show(rows, (*SEEN_COLUMNS, *known), as_json=False)
+        if last_devices:
+            print_text("\nLast devices of the SIM:" if rows else "Last devices of the SIM:")
+            show(last_devices, DEVICE_COLUMNS, as_json=False)
+    if not rows and not last_devices:
+        period = f" since {since}" if since else ""
+        raise fail(f"{identifier} is not on record{period}{not_kept(checked)}")
+
+
+def last_device_of(checked: Config, number: str) -> str:
+    """Print and return the last device of a phone number (+NUMBER); end the command if no device is known."""
+    if not number.startswith("+"):
+        raise fail(f"--number {number}: expected a number such as +85512345678", EXIT_USAGE)
+    terms, rows = _search(checked, number, None)
+    newest = max((row for row in rows if row["device"]), key=lambda row: str(row["last"]), default=None)
+    if devices := _last_devices(checked, terms.imsi):
+        imei, dates = devices[-1]["imei"], f"since {devices[-1]['since']}"
+    elif newest is not None:
+        imei, dates = newest["device"], f"last check at {newest['last']}"
+    else:
+        reason = (
+            "no recorded check has the number"
+            if terms.imsi is None
+            else f"no device of its IMSI {terms.imsi} is on record"
+        )
+        raise fail(
+            f"{number}: the last device is not known: {reason}; give the IMEI, or the IMSI of the number in the table `numbers`"
+        )
+    print_message(f"{number}: last device {imei}, {dates}")
+    return str(imei)
+
+
+def _search(checked: Config, identifier: str, since: datetime | None) -> tuple["SearchTerms", list[dict[str, Any]]]:
+    """Return the terms of a search for a device, a SIM or a number, and the recorded checks that it finds."""
+    from eir.sightings.seen import SearchTerms, find_sightings, parse_search  # noqa: PLC0415 - polars, for these commands
+
     msisdn = ""
     try:
         if identifier.startswith("+"):
@@ -98,25 +152,23 @@ def seen(
             terms = parse_search(identifier)
     except IdentifierError as e:
         raise fail(f"{identifier}: {e}", EXIT_USAGE) from None
-    begin = moment(since)
     write_down(checked)
     names = subscriber_names(checked.state, terms.imsi) if terms.imsi else []
     msisdns = subscriber_names(checked.state, msisdn) if msisdn else []
-    rows = find_sightings(checked.state, terms, names, begin, msisdns=msisdns)
-    if as_json:
-        distinct = {f"{name}s": _distinct(rows, name) for name in SEEN_VALUES}
-        print_json({
-            "identifier": identifier, "device": None if terms.device is None else key_text(terms.device), "imsi": terms.imsi,
-            "since": begin and utc_text(begin), "checks": sum(row["checks"] for row in rows),
-            "first_seen": min((row["first"] for row in rows), default=None), "last_seen": max((row["last"] for row in rows), default=None),
-            **distinct, "sightings": rows,
-        })  # fmt: skip
-    elif rows:
-        known = [name for name in SEEN_COLUMNS_IF_KNOWN if _distinct(rows, name)]
-        show(rows, (*SEEN_COLUMNS, *known), as_json=False)
-    if not rows:
-        period = f" since {since}" if since else ""
-        raise fail(f"{identifier} is not on record{period}{not_kept(checked)}")
+    rows = find_sightings(checked.state, terms, names, since, msisdns=msisdns)
+    return terms, rows
+
+
+def _last_devices(checked: Config, imsi: str | None) -> list[dict[str, Any]]:
+    """Return the last devices of a SIM that the running node knows, the present one last (LastDevices.find)."""
+    if checked.last_device is None or imsi is None:
+        return []
+    try:
+        devices: list[dict[str, Any]] = ask_node(checked, "last_devices", imsi=imsi)
+    except control.ControlError as e:
+        print_message(f"warning: the last devices of the SIM are not known: {e}")
+        return []
+    return devices
 
 
 def forget(
@@ -130,7 +182,7 @@ def forget(
     remember the subscriber; everything else is then done.
     """
     checked = opened(load_config(config))
-    names, damaged, remembered, stays = list[str](), list[Path](), "", 0
+    names, damaged, remembered, forgotten = list[str](), list[Path](), "", 0
     if imsi.startswith("+"):
         msisdn, _ = number_named(checked, imsi)
         names += subscriber_names(checked.state, msisdn)
@@ -145,7 +197,7 @@ def forget(
         names += subscriber_names(checked.state, imsi)
         if checked.last_device is not None:
             with acting_in(checked.state):
-                stays = asyncio.run(_forget_sim(checked, checked.last_device, imsi, names))
+                forgotten = asyncio.run(_forget_sim(checked, checked.last_device, imsi, names))
     try:
         control.ask(checked.state, "forget", subscribers=names)
     except control.ControlAway:
@@ -154,8 +206,8 @@ def forget(
         remembered = str(e)
     with acting_in(checked.state):
         rows = files.forget(checked.state, names, damaged.append)
-    text = f"{rows:,} rows are gone" + f", and {stays} of the list of last devices" * (stays > 0)
-    show_one({"rows": rows, "last_devices": stays}, text, as_json=as_json)
+    text = f"{rows:,} rows are gone" + f", and {forgotten} of the list of last devices" * (forgotten > 0)
+    show_one({"rows": rows, "last_devices": forgotten}, text, as_json=as_json)
     if damaged:
         paths = ", ".join(map(str, damaged))
         raise fail(f"these files are damaged and may still contain the subscriber; remove them: {paths}")

@@ -3,16 +3,18 @@
 import asyncio
 import os
 import signal
+import subprocess
 import time
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
+from operator import itemgetter
 
 import numpy as np
 import pytest
 from simulated.node import LISTED, TRACKED, UNLISTED, Site, children, until_async
 from simulated.servers import Server, programs
 from test_events import desk, told
-from test_sightings import IMSI, OTHER_IMSI, Handed, asked, each
+from test_sightings import IMSI, OTHER_IMSI, Handed, Kept, asked, each
 
 from eir.config import load_config
 from eir.device import SNR_KEYS, device_key, device_type_key
@@ -20,14 +22,14 @@ from eir.errors import EirError
 from eir.lists.log.change import LEARN
 from eir.lists.log.writer import ListUpdate, ListWriter
 from eir.lists.record.last_devices import (
+    PAIRING,
     SIGHTING,
-    STAY,
     file_form,
+    pairing_rows,
+    pairings_after,
     sim_key,
     sim_of,
     sim_text,
-    stay_rows,
-    stays_after,
 )
 from eir.lists.record.settings import LAST_DEVICE, TYPES
 from eir.lists.stores.open import open_store
@@ -126,15 +128,15 @@ class Changes:
         self.events = DeviceChanges(
             config, config.last_device, store, sender, who=who, report=lambda *_, **fields: self.faults.append(fields)
         )
-        self.stays = np.empty(0, STAY)
+        self.pairings = np.empty(0, PAIRING)
 
     async def come(self, device, at, imsi=IMSI):
         """Write the change of a SIM that comes into a device."""
         sightings = np.array([(sim_of(imsi, None), device_key(device), START + at)], SIGHTING)
-        mine = self.stays[self.stays["sim"] == sightings["sim"][0]]
-        after = stays_after(mine, sightings, START + at)
-        self.stays = np.concatenate([self.stays[self.stays["sim"] != sightings["sim"][0]], after])
-        update = ListUpdate(what=LEARN, added=stay_rows(after), removed=stay_rows(mine), state=self.form)
+        mine = self.pairings[self.pairings["sim"] == sightings["sim"][0]]
+        after = pairings_after(mine, sightings, START + at)
+        self.pairings = np.concatenate([self.pairings[self.pairings["sim"] != sightings["sim"][0]], after])
+        update = ListUpdate(what=LEARN, added=pairing_rows(after), removed=pairing_rows(mine), state=self.form)
         await self.writer.write(lambda _: update)
 
     @asynccontextmanager
@@ -257,10 +259,38 @@ async def next_second(server):
     await until_async(lambda: time.time() >= changed(server)[-1]["time"] + 1)
 
 
-async def test_a_node_reports_known_changes_over_kills_of_its_processes(site, connect, configured, constants):
+def find_and_block(site, kept):
+    """The last devices of a number are LISTED and then UNLISTED; only the last one is blocked, after a question."""
+    found = kept.json("seen", "+85512345678")["last_devices"]
+    assert [device["imei"] for device in found] == [LISTED[:14], UNLISTED[:14]]
+    assert found == sorted(found, key=itemgetter("since")) == kept.json("seen", IMSI)["last_devices"]
+    table = kept.eir("seen", IMSI).out.partition("\nLast devices of the SIM:\n")[2].splitlines()
+    assert [line.split()[0] for line in table] == ["imei", LISTED[:14], UNLISTED[:14]]
+    add = ("add", "own", "--reason", "stolen", "--number", "+85512345678")
+    asked = site.eir(*add, status=1, stdin=subprocess.DEVNULL).stderr
+    assert f"+85512345678: last device {UNLISTED[:14]}, since {found[1]['since']}\nAdd {UNLISTED[:14]} to own?" in asked
+    assert kept.json("show", "own", status=1)["entries"] == []
+    kept.eir(*add, "--yes")
+    blocked = kept.json("show", "own")
+    assert (blocked["total"], UNLISTED[:14] in str(blocked["entries"])) == (1, True)
+    for status, expected, *options in (
+        (1, f"the last device is not known: no device of its IMSI {OTHER_IMSI} is on record; give the IMEI", "own", "--number", "+85512345679"),
+        (1, "the last device is not known: no recorded check has the number; give the IMEI", "own", "--number", "+85512345670"),
+        (2, "expected a number such as +", "own", "--number", "85512345678"), (2, "expected IMEIs, or --number", "own", LISTED, "--number", "+85512345678"),
+        (2, "simlist is a list of subscribers; give +85512345678", "simlist", "--number", "+85512345678"),
+    ):  # fmt: skip
+        assert expected in kept.eir("add", *options, "--reason", "x", status=status).err
+
+
+async def test_a_node_reports_known_changes_over_kills_of_its_processes(
+    site, connect, configured, constants, eir, monkeypatch
+):
     """From S13 to the receiver; kill -9 of recorder and follower between two changes."""
     constants({"eir.node.processes.last_device.LEASE_S": 1.0})
     with desk() as server:
+        site.settings["lists"] |= {"own": {"local": True}, "simlist": {"local": True, "kind": "subscribers"}}
+        (site.folder / "numbers").write_text(f"85512345678,{IMSI}\n85512345679,{OTHER_IMSI}\n")
+        site.settings["numbers"] = "numbers"
         configured("full", f"http://127.0.0.1:{server.server_port}/", events=["first", "device", "model"])
         node = site.start()
         mme = await connect(node)
@@ -277,6 +307,9 @@ async def test_a_node_reports_known_changes_over_kills_of_its_processes(site, co
         assert [event["imei"] for event in found.values()] == [text[:14] for text in (LISTED, *devices)]
         assert {event["subscriber"] for event in found.values()} == {IMSI}
         assert node.metrics()["eir_last_device_changes_total{change=changed}"] >= 1
+        monkeypatch.setenv("EIR_CONFIG", str(site.path))
+        monkeypatch.chdir(site.folder)
+        await asyncio.to_thread(find_and_block, site, Kept(site, eir))
         result = await asyncio.to_thread(site.json, "sightings", "forget", "--imsi", IMSI)
         assert result["last_devices"] == 2
         await next_second(server)

@@ -8,7 +8,7 @@ from eir.lists.log.change import FORGET
 from eir.lists.log.reader import LoggedList
 from eir.lists.log.store import LogStore
 from eir.lists.log.writer import ListUpdate, ListWriter
-from eir.lists.record.last_devices import stay_rows, stays_of_sims
+from eir.lists.record.last_devices import pairing_rows, pairings_of_sims
 from eir.lists.record.settings import LAST_DEVICE
 from eir.lists.table.columns import NO_ROWS
 from eir.lists.table.table import change
@@ -23,9 +23,9 @@ async def forget_sims(sims: Sequence[int], name: str, store: LogStore, *, who: s
     """
 
     def make(content: LoggedList) -> ListUpdate | None:
-        stays = stays_of_sims(content.table, np.unique(np.array(sims, "<u8")))
-        table = change(content.table, NO_ROWS, stay_rows(stays)).table
-        return ListUpdate(what=FORGET, table=table) if len(stays) else None
+        pairings = pairings_of_sims(content.table, np.unique(np.array(sims, "<u8")))
+        table = change(content.table, NO_ROWS, pairing_rows(pairings)).table
+        return ListUpdate(what=FORGET, table=table) if len(pairings) else None
 
     made = await ListWriter(store, name, LAST_DEVICE, who).write(make)
     return 0 if made is None else made.removed

@@ -15,27 +15,30 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from eir.device import key_text
 from eir.disk import write_file
 from eir.errors import Report, StoreError
 from eir.lists.follow.learned_list import FORGOTTEN_MIN, FORGOTTEN_SHARE, LearnedList
-from eir.lists.log.change import LEARN, Head
+from eir.lists.log.change import LEARN, Head, utc_text
 from eir.lists.log.reader import LoggedList, empty_content
 from eir.lists.log.store import LogStore
 from eir.lists.log.writer import ListUpdate
 from eir.lists.record.first_days import DAY_S, batches
 from eir.lists.record.last_devices import (
+    PAIRING,
     REFRESH_DAYS,
     SIGHTING,
-    STAY,
-    Stays,
-    changed_stays,
-    ended_stays,
-    latest_stays,
-    present_stays,
-    stay_rows,
-    stays_after,
-    stays_of,
-    stays_of_sims,
+    Pairings,
+    changed_pairings,
+    ended_pairings,
+    key_of_form,
+    latest_pairings,
+    pairing_rows,
+    pairings_after,
+    pairings_of,
+    pairings_of_sims,
+    present_pairings,
+    sim_of,
 )
 from eir.lists.record.settings import LAST_DEVICE, LastDeviceSettings
 from eir.lists.table.columns import distinct, is_first
@@ -46,7 +49,7 @@ SimSightings = Sequence[tuple[str, bytes]]
 Sightings: TypeAlias = NDArray[np.void]
 NO_SIGHTINGS = np.empty(0, SIGHTING)
 CHANGED, REMOVED = "changed", "removed"
-"""Reasons for a change of the list: a SIM in another device, and a stay that ended long ago."""
+"""Reasons for a change of the list: a SIM in another device, and a pairing that ended long ago."""
 
 
 class LastDevices(LearnedList):
@@ -121,10 +124,22 @@ class LastDevices(LearnedList):
                 except OSError as error:
                     self._failed("copy_io", error)
 
-    def find(self, sim: int) -> list[Mapping[str, int]]:
-        """Return the stays of a SIM in devices, the present one last."""
-        stays = stays_of_sims(self._content(self.merging).table, np.array([sim], "<u8"))
-        return [{name: int(stay[name]) for name in STAY.names or ()} for stay in stays]
+    def find(self, imsi: str) -> list[dict[str, str]]:
+        """Return the devices of a SIM, the present one last: IMEI, time of the change, and day of the last recorded sighting.
+
+        Raises:
+            EirError: if the text is not an IMSI, or the SIMs of the list have another key than this node.
+        """
+        content = self._content(self.merging)
+        sim = sim_of(imsi, key_of_form(content.head.registered, self._settings.key_file))
+        return [
+            {
+                "imei": key_text(int(pairing["device"])),
+                "since": utc_text(datetime.fromtimestamp(int(pairing["changed"]), UTC)),
+                "last_day": utc_text(datetime.fromtimestamp(int(pairing["day"]) * DAY_S, UTC))[:10],
+            }
+            for pairing in pairings_of_sims(content.table, np.array([sim], "<u8"))
+        ]
 
     def _add(self, table: Table, queued: SimSightings) -> None:
         """Add queued sightings to those that wait. Left out are those in the present device, and new SIMs above the limit of a peer."""
@@ -146,36 +161,38 @@ class LastDevices(LearnedList):
             waiting.append(sightings[~is_left_out])
         self._waiting = _without_repeats(np.concatenate(waiting), present)
 
-    def _present(self, table: Table, *sightings: Sightings) -> Stays:
-        """Return the present stay of each SIM of sightings that has one."""
+    def _present(self, table: Table, *sightings: Sightings) -> Pairings:
+        """Return the present pairing of each SIM of sightings that has one."""
         sims = distinct(np.concatenate([self._waiting["sim"], *(each["sim"] for each in sightings)]))
-        present, _ = present_stays(stays_of_sims(table, sims), sims)
+        present, _ = present_pairings(pairings_of_sims(table, sims), sims)
         return present[present["device"] > 0]
 
     def _update(self, content: LoggedList) -> ListUpdate | None:
         """Return the change that the first waiting sighting of each SIM makes, with the removal of ended rows once in a day."""
         table, now = content.table, self._clock()
         sightings = self._waiting[is_first(self._waiting["sim"])]
-        stays = stays_of_sims(table, sightings["sim"])
-        added = stays_after(stays, sightings, now)
-        removed = stays[np.isin(stays["sim"], added["sim"])]
-        ended = stays[:0] if self._is_cleaned else self._ended(table, now)
+        pairings = pairings_of_sims(table, sightings["sim"])
+        added = pairings_after(pairings, sightings, now)
+        removed = pairings[np.isin(pairings["sim"], added["sim"])]
+        ended = pairings[:0] if self._is_cleaned else self._ended(table, now)
         ended = ended[~np.isin(ended["sim"], added["sim"])]
-        self._counts = Counter({CHANGED: len(changed_stays(added, removed)[0]), REMOVED: len(ended)})
+        self._counts = Counter({CHANGED: len(changed_pairings(added, removed)[0]), REMOVED: len(ended)})
         if not len(added) and not len(ended):
             return None
-        return ListUpdate(what=LEARN, added=stay_rows(added), removed=stay_rows(np.concatenate([removed, ended])))
+        return ListUpdate(what=LEARN, added=pairing_rows(added), removed=pairing_rows(np.concatenate([removed, ended])))
 
-    def _ended(self, table: Table, now: float) -> Stays:
-        """Return the stays to remove today, at most a share of the list. The order keeps the present stay of a SIM longer than the previous one."""
+    def _ended(self, table: Table, now: float) -> Pairings:
+        """Return the pairings to remove today, at most a share of the list. The order keeps the present pairing of a SIM longer than the previous one."""
         remember, room = self._settings.remember, max(FORGOTTEN_MIN, len(table) // FORGOTTEN_SHARE)
-        parts = [ended_stays(stays_of(rows), now, remember) for rows in batches(table)]
-        return np.concatenate([np.empty(0, STAY), *parts])[:room]
+        parts = [ended_pairings(pairings_of(rows), now, remember) for rows in batches(table)]
+        return np.concatenate([np.empty(0, PAIRING), *parts])[:room]
 
     def _merged_with(self, table: Table, held: Table) -> Table:
-        lacking = stays_of(difference(table, held)[0])
-        stored = stays_of_sims(table, distinct(lacking["sim"]))
-        return change(table, stay_rows(latest_stays(np.concatenate([stored, lacking]))), stay_rows(stored)).table
+        lacking = pairings_of(difference(table, held)[0])
+        stored = pairings_of_sims(table, distinct(lacking["sim"]))
+        return change(
+            table, pairing_rows(latest_pairings(np.concatenate([stored, lacking]))), pairing_rows(stored)
+        ).table
 
     def _registered_after(self, held: Head, stored: Head) -> tuple[str, ...]:
         if stored.registered and held.registered != stored.registered:
@@ -189,8 +206,8 @@ class LastDevices(LearnedList):
         return datetime.fromtimestamp(self._clock(), UTC)
 
 
-def _without_repeats(sightings: Sightings, present: Stays) -> Sightings:
-    """Sort sightings by SIM and time, and leave out those in the device before, which is at first that of the present stay."""
+def _without_repeats(sightings: Sightings, present: Pairings) -> Sightings:
+    """Sort sightings by SIM and time, and leave out those in the device before, which is at first that of the present pairing."""
     held = np.zeros(len(present), SIGHTING)
     held["sim"], held["device"], held["time"] = present["sim"], present["device"], present["changed"]
     every = np.concatenate([held, sightings])

@@ -1,8 +1,8 @@
-"""Last devices of SIMs: rows of a list with the present and the previous device of each SIM.
+"""Last devices of SIMs: rows of a list with the present and the previous device of each SIM. A row is a pairing of a SIM with a device.
 
 A row of the table has 64 bits of the SIM: 36 as the key, 17 above the device in the second key, and 11 in the end. Its begin is the time
 in Unix seconds at which the SIM came into the device. Its end also has the day of the last recorded sighting, and the number of returns.
-So a row takes 18 bytes, and the rows of a SIM are in one block. Rows with arrays of their own (STAY) are sorted by SIM and time.
+So a row takes 18 bytes, and the rows of a SIM are in one block. Pairings as arrays (PAIRING) are sorted by SIM and time.
 
 A SIM is a hash with a key that all nodes share, or the IMSI, whose digits are spread over 64 bits by a multiplication.
 """
@@ -31,9 +31,9 @@ from eir.lists.table.columns import (
 )
 from eir.lists.table.table import Table
 
-Stays: TypeAlias = NDArray[np.void]
-STAY = np.dtype([("sim", "<u8"), ("device", "<u8"), ("changed", "<u4"), ("day", "<u2"), ("returns", "u1")])
-"""SIM in a device: SIM, key of the device, time of the change in Unix seconds, day of the last recorded sighting, number of returns."""
+Pairings: TypeAlias = NDArray[np.void]
+PAIRING = np.dtype([("sim", "<u8"), ("device", "<u8"), ("changed", "<u4"), ("day", "<u2"), ("returns", "u1")])
+"""Pairing of a SIM with a device: SIM, key of the device, time of the change in Unix seconds, day of the last recorded sighting, number of returns."""
 SIGHTING = np.dtype([("sim", "<u8"), ("device", "<u8"), ("time", "<u4")])
 DEVICE_BITS = 47
 """Bits of the key of an IMEI."""
@@ -113,100 +113,109 @@ def sim_text(sim: int, key: bytes | None) -> str:
     return imsi_text(sim * _GATHER & _MASK) if key is None else f"{sim:016x}"
 
 
-def stay_rows(stays: Stays) -> TableRows:
-    """Convert stays in any order to rows of a table."""
-    sims = stays["sim"]
-    seconds = (sims >> np.uint64(11) & np.uint64(0x1FFFF)) << np.uint64(DEVICE_BITS) | stays["device"]
-    ends = (sims & np.uint64(0x7FF)) << np.uint64(18) | stays["returns"].astype("<u8") << np.uint64(16) | stays["day"]
-    return rows_of(sims >> np.uint64(28), seconds=seconds, begins=stays["changed"], ends=ends)
+def pairing_rows(pairings: Pairings) -> TableRows:
+    """Convert pairings in any order to rows of a table."""
+    sims = pairings["sim"]
+    seconds = (sims >> np.uint64(11) & np.uint64(0x1FFFF)) << np.uint64(DEVICE_BITS) | pairings["device"]
+    ends = (
+        (sims & np.uint64(0x7FF)) << np.uint64(18)
+        | pairings["returns"].astype("<u8") << np.uint64(16)
+        | pairings["day"]
+    )
+    return rows_of(sims >> np.uint64(28), seconds=seconds, begins=pairings["changed"], ends=ends)
 
 
-def stays_of(rows: TableRows) -> Stays:
-    """Convert rows of a table to stays, sorted by SIM and time."""
+def pairings_of(rows: TableRows) -> Pairings:
+    """Convert rows of a table to pairings, sorted by SIM and time."""
     seconds, ends = rows.column(SECONDS), rows.column(ENDS)
-    stays = np.empty(len(rows), STAY)
-    stays["sim"] = (
+    pairings = np.empty(len(rows), PAIRING)
+    pairings["sim"] = (
         rows.keys << np.uint64(28) | seconds >> np.uint64(DEVICE_BITS) << np.uint64(11) | ends >> np.uint32(18)
     )
-    stays["device"] = seconds & np.uint64((1 << DEVICE_BITS) - 1)
-    stays["changed"], stays["day"], stays["returns"] = rows.column(BEGINS), ends & 0xFFFF, ends >> np.uint32(16) & 3
-    return _sorted(stays)
+    pairings["device"] = seconds & np.uint64((1 << DEVICE_BITS) - 1)
+    pairings["changed"], pairings["day"], pairings["returns"] = (
+        rows.column(BEGINS),
+        ends & 0xFFFF,
+        ends >> np.uint32(16) & 3,
+    )
+    return _sorted(pairings)
 
 
-def stays_of_sims(table: Table, sims: Numbers) -> Stays:
-    """Return the stays of SIMs (ascending) in a table."""
-    stays = stays_of(table.rows(distinct(block_numbers(sims >> np.uint64(28)))))
-    return stays[np.isin(stays["sim"], sims)]
+def pairings_of_sims(table: Table, sims: Numbers) -> Pairings:
+    """Return the pairings of SIMs (ascending) in a table."""
+    pairings = pairings_of(table.rows(distinct(block_numbers(sims >> np.uint64(28)))))
+    return pairings[np.isin(pairings["sim"], sims)]
 
 
-def present_stays(stays: Stays, sims: Numbers) -> tuple[Stays, Stays]:
-    """Return the present and the previous stay of each SIM (ascending), or zeros for a SIM without one."""
-    ends = np.searchsorted(stays["sim"], sims, "right")
-    padded = np.concatenate([np.zeros(2, STAY), stays])
+def present_pairings(pairings: Pairings, sims: Numbers) -> tuple[Pairings, Pairings]:
+    """Return the present and the previous pairing of each SIM (ascending), or zeros for a SIM without one."""
+    ends = np.searchsorted(pairings["sim"], sims, "right")
+    padded = np.concatenate([np.zeros(2, PAIRING), pairings])
     found = tuple(padded[ends + 1 - back] for back in (0, 1))
     for each in found:
-        each[each["sim"] != sims] = np.zeros(1, STAY)
+        each[each["sim"] != sims] = np.zeros(1, PAIRING)
     return found[0], found[1]
 
 
-def stays_after(stays: Stays, sightings: NDArray[np.void], now: float) -> Stays:
-    """Return the stays of the SIMs whose stays change by sightings, after these sightings.
+def pairings_after(pairings: Pairings, sightings: NDArray[np.void], now: float) -> Pairings:
+    """Return the new pairings of each SIM for which a sighting has another device, or a day to record.
 
     Args:
-        stays: stays of these SIMs.
+        pairings: stored pairings of the sighted SIMs.
         sightings: one sighting (SIGHTING) of each SIM, sorted by SIM.
         now: clock in Unix seconds.
     """
-    present, previous = present_stays(stays, sightings["sim"])
+    present, previous = present_pairings(pairings, sightings["sim"])
     days, is_same = sightings["time"] // DAY_S, present["device"] == sightings["device"]
     is_later = (sightings["time"] > present["changed"]) | (present["changed"] > now + AHEAD_S)
     is_change = ~is_same & is_later
     is_written = is_change | (is_same & (days >= present["day"] + REFRESH_DAYS))
-    came = np.zeros(len(sightings), STAY)
+    came = np.zeros(len(sightings), PAIRING)
     came["sim"], came["device"], came["changed"] = sightings["sim"], sightings["device"], sightings["time"]
     is_return = previous["device"] == sightings["device"]
     came["returns"] = np.where(is_return, np.minimum(present["returns"] + 1, DUAL_USE), 0)
     after, before = np.where(is_change, came, present), np.where(is_change, present, previous)
     after["day"] = days
-    before["changed"] = np.minimum(before["changed"], after["changed"] - 1)  # also of a stay from the future
+    before["changed"] = np.minimum(before["changed"], after["changed"] - 1)  # also of a pairing from the future
     before = before[is_written & (before["device"] > 0) & (now < after["changed"] + np.int64(PREVIOUS_S))]
     return _sorted(np.concatenate([after[is_written], before]))
 
 
-def _sorted(stays: Stays) -> Stays:
-    """Sort stays by SIM and time."""
-    return stays[np.lexsort((stays["changed"], stays["sim"]))]
+def _sorted(pairings: Pairings) -> Pairings:
+    """Sort pairings by SIM and time."""
+    return pairings[np.lexsort((pairings["changed"], pairings["sim"]))]
 
 
-def latest_stays(stays: Stays) -> Stays:
-    """Merge stays from several tables: the two devices of each SIM into which it came last."""
-    stays = stays[np.lexsort((stays["day"], stays["changed"], stays["device"], stays["sim"]))]
-    stays = _sorted(stays[is_first(stays["sim"][::-1], stays["device"][::-1])[::-1]])
-    is_latest = np.ones(len(stays), bool)
-    is_latest[:-2] = stays["sim"][2:] != stays["sim"][:-2]
-    return stays[is_latest]
+def latest_pairings(pairings: Pairings) -> Pairings:
+    """Merge pairings from several tables: the two latest devices of each SIM."""
+    pairings = pairings[np.lexsort((pairings["day"], pairings["changed"], pairings["device"], pairings["sim"]))]
+    pairings = _sorted(pairings[is_first(pairings["sim"][::-1], pairings["device"][::-1])[::-1]])
+    is_latest = np.ones(len(pairings), bool)
+    is_latest[:-2] = pairings["sim"][2:] != pairings["sim"][:-2]
+    return pairings[is_latest]
 
 
-def ended_stays(stays: Stays, now: float, remember: int) -> Stays:
-    """Return the stays to remove: previous ones after PREVIOUS_S, and all of SIMs without a sighting for `remember` days.
+def ended_pairings(pairings: Pairings, now: float, remember: int) -> Pairings:
+    """Return the pairings to remove: previous ones after PREVIOUS_S, and all of SIMs without a sighting for `remember` days.
 
-    `stays`: all stays of some SIMs. Sightings are recorded every REFRESH_DAYS, so the days count from the last day that is not recorded.
+    `pairings`: all pairings of some SIMs. Sightings are recorded every REFRESH_DAYS, so the days count from the last day that is not recorded.
     """
-    sims = distinct(stays["sim"])
-    present, previous = present_stays(stays, sims)
+    sims = distinct(pairings["sim"])
+    present, previous = present_pairings(pairings, sims)
     is_unseen = now // DAY_S >= present["day"] + np.int64(remember + REFRESH_DAYS)
     is_over = is_unseen | (now >= present["changed"] + np.int64(PREVIOUS_S))
     is_previous = is_over & (previous["device"] > 0)
     return _sorted(np.concatenate([present[is_unseen], previous[is_previous]]))
 
 
-def changed_stays(added: Stays, removed: Stays) -> tuple[Stays, Stays]:
-    """Return from the stays that a change of the list adds and removes the new stay of each SIM in another device, and the stay before it.
+def changed_pairings(added: Pairings, removed: Pairings) -> tuple[Pairings, Pairings]:
+    """Return the new pairing of each SIM that a change of the list pairs with another device, and its previous pairing, in the order of time.
 
-    Stays of a new last day are left out. The stay before it has zeros for the first device of a SIM. Both are in the order of time.
+    `added`, `removed`: pairings that the change adds and removes. A change that only records a day has no new pairing. For the first device
+    of a SIM the previous pairing is zeros.
     """
     sims = distinct(added["sim"])
-    (present, previous), (held, _) = present_stays(added, sims), present_stays(removed, sims)
+    (present, previous), (held, _) = present_pairings(added, sims), present_pairings(removed, sims)
     is_new = (present["device"] != held["device"]) | (present["changed"] != held["changed"])
     order = np.flatnonzero(is_new)[np.argsort(present["changed"][is_new], kind="stable")]
     return present[order], previous[order]

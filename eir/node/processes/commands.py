@@ -43,7 +43,7 @@ QUESTION: Arguments = {**dict.fromkeys(Question._fields, str | None), "unproven"
 ACCEPTS: Mapping[str, Arguments] = {
     "check": QUESTION, "history": {"list": str | None, "limit": int | None, "since": str | None, "chain": str | None},
     "forget": {"subscribers": list}, "trace": {"imei": str | None, "imsi": str | None, "lasts_s": int | float, "reason": str | None},
-    "record": {"event": dict}, "recorded": {"list": str, "change": str}, "trace_read": {"number": int | None}, "trace_end": {"number": int | None}, "peer_disable": {"name": str}, "peer_enable": {"name": str},
+    "record": {"event": dict}, "recorded": {"list": str, "change": str}, "last_devices": {"imsi": str}, "trace_read": {"number": int | None}, "trace_end": {"number": int | None}, "peer_disable": {"name": str}, "peer_enable": {"name": str},
 }  # fmt: skip
 """Arguments of each command of the control socket that has arguments."""
 
@@ -137,6 +137,7 @@ class Commands:
             "write_checks": lambda _: self._write_checks(),
             "record": self._record,
             "recorded": lambda arguments: self._followed.is_recorded(arguments["list"], arguments["change"]),
+            "last_devices": lambda arguments: self._followed.find_last_devices(arguments["imsi"]),
             "forget": self._forget,
             "trace": self._tracing.begin,
             "trace_read": self._tracing.read,

@@ -143,9 +143,8 @@ class _FollowerProcess:
         return {
             "apply": self._apply, "counters": self._counters, "put_in_force": self._accept_list, "complete": self._has_all_lists.set,
             "record": self._record, "recorded": self._is_recorded, "events": self._journal.recent,
-            "first_seen": self._note_sightings, **({} if self._last_devices is None else {
-                "last_device": self._last_devices.note_sightings, "stays": self._last_devices.find,
-            }),
+            "first_seen": self._note_sightings, "last_devices": self._find_last_devices,
+            **({} if self._last_devices is None else {"last_device": self._last_devices.note_sightings}),
         }  # fmt: skip
 
     async def run(self) -> None:
@@ -258,6 +257,16 @@ class _FollowerProcess:
     def _note_sightings(self, sighted: list[Sighted]) -> None:
         if self._learned is not None:
             self._learned.note_sightings(sighted)
+
+    def _find_last_devices(self, imsi: str) -> list[dict[str, str]]:
+        """Return the last devices of a SIM.
+
+        Raises:
+            EirError: if the node keeps no last devices.
+        """
+        if self._last_devices is None:
+            raise EirError("the node keeps no last devices; add the section last_device and restart the node")
+        return self._last_devices.find(imsi)
 
     def _kinds(self) -> dict[str, str]:
         """Return the name and the kind of each list to follow."""
@@ -429,14 +438,14 @@ class Followed:
         """
         await self._ask("last_device", sightings)
 
-    async def find_stays(self, sim: int) -> list[Mapping[str, int]]:
-        """Return the stays of a SIM in devices (LastDevices.find).
+    async def find_last_devices(self, imsi: str) -> list[dict[str, str]]:
+        """Return the last devices of a SIM (LastDevices.find).
 
         Raises:
             EirError: if the follower does not run, or the node keeps no last devices.
         """
-        stays: list[Mapping[str, int]] = await self._ask("stays", sim)
-        return stays
+        devices: list[dict[str, str]] = await self._ask("last_devices", imsi)
+        return devices
 
     def send_all(self, channel: Channel) -> None:
         """Send all lists in force to a new answering process. If the follower has sent all lists, then also call its handler `complete`."""

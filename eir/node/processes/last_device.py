@@ -28,13 +28,13 @@ from eir.lists.record.last_devices import (
     BY_IMSI,
     DUAL_USE,
     SIGHTING,
-    changed_stays,
+    changed_pairings,
     file_form,
     key_of_form,
     new_form,
+    pairings_of,
     sim_of,
     sim_text,
-    stays_of,
 )
 from eir.lists.record.settings import DEVICE, FIRST, LAST_DEVICE, MODEL, TYPES, LastDeviceSettings
 from eir.lists.rows.msisdn import NO_NUMBERS, number_of, read_numbers
@@ -242,11 +242,11 @@ class DeviceChanges:
         return True
 
     async def _events(self, entry: LogEntry, key: bytes | None, since: float) -> Iterator[Event]:
-        """Return the events of a change of the list. Stays that began before `since` (Unix seconds) cause none."""
+        """Return the events of a change of the list. Pairings that began before `since` (Unix seconds) cause none."""
         added, removed = map(
-            stays_of, (await read_rows(self._store, self._settings.list, entry)).decoded(self._settings.list)
+            pairings_of, (await read_rows(self._store, self._settings.list, entry)).decoded(self._settings.list)
         )
-        news, olds = changed_stays(added, removed)
+        news, olds = changed_pairings(added, removed)
         origin = entry.change.who.partition(":")[0]
         events = (
             self._event(new, old, key, origin) for new, old in zip(news, olds, strict=True) if new["changed"] >= since

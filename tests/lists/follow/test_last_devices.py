@@ -5,7 +5,6 @@ import random
 
 import numpy as np
 import pytest
-from simulated import servers
 from simulated.first_sightings import PAUSES, Away, NoJournal
 
 from eir.device import device_key
@@ -18,17 +17,16 @@ from eir.lists.log.writer import ListUpdate, ListWriter
 from eir.lists.record.first_days import DAY_S
 from eir.lists.record.last_devices import (
     DUAL_USE,
+    PAIRING,
     SIGHTING,
-    STAY,
-    changed_stays,
+    changed_pairings,
+    pairing_rows,
+    pairings_of,
     sim_key,
     sim_of,
     sim_text,
-    stay_rows,
-    stays_of,
 )
 from eir.lists.record.settings import LAST_DEVICE, LastDeviceSettings
-from eir.lists.stores.open import open_store
 from eir.lists.table.table import table_of
 
 NAME, NOON = "last-device", 20_787 * DAY_S + DAY_S // 2
@@ -88,7 +86,10 @@ class Node:
         await self.round()
 
     def devices(self, sim):
-        return [stay["device"] for stay in self.learned.find(sim_number(sim))]
+        return [device_key(device["imei"]) for device in self.learned.find(f"00101{sim:010d}")]
+
+
+NODE = Node
 
 
 class SimulatedDays:
@@ -115,47 +116,13 @@ class SimulatedDays:
             yield sim, device, self.now
 
 
-@pytest.fixture(params=["sqlite", *(["redis"] if "redis" in servers.programs() else [])])
-async def node_on(request, tmp_path):
-    """Makes nodes on one store, each with its own state folder, that have started."""
-    url = "sqlite"
-    if request.param == "redis":
-        server = request.getfixturevalue("server")
-        server.flush()
-        url = server.url
-    async with contextlib.AsyncExitStack() as stack:
-
-        async def made(name="a", **options):
-            store = open_store(url, tmp_path)
-            stack.push_async_callback(store.close)
-            return await Node(store, tmp_path / name, who=f"node on {name}", **options).start()
-
-        made.store = open_store(url, tmp_path)
-
-        async def lose(*nodes):
-            """Lose all data of the store."""
-            if url != "sqlite":
-                server.flush()
-                return
-            for path in tmp_path.glob("lists.sqlite*"):
-                path.unlink()
-            made.store = open_store(url, tmp_path)
-            stack.push_async_callback(made.store.close)
-            for node in nodes:
-                node.store.store = made.store
-
-        made.lose = lose
-        stack.push_async_callback(made.store.close)
-        yield made
-
-
 async def changes_in(store, after=0):
     """Each change of device that the log has, in its order: SIM, new device, device before, and number of returns."""
     found = []
     for entry in await store.log(NAME, after):
         if has_rows(entry):
-            added, removed = map(stays_of, (await read_rows(store, NAME, entry)).decoded(NAME))
-            news, olds = changed_stays(added, removed)
+            added, removed = map(pairings_of, (await read_rows(store, NAME, entry)).decoded(NAME))
+            news, olds = changed_pairings(added, removed)
             found += [
                 (number_of(int(new["sim"])), int(new["device"]), int(old["device"]), int(new["returns"]))
                 for new, old in zip(news, olds, strict=True)
@@ -166,7 +133,7 @@ async def changes_in(store, after=0):
 class TestRows:
     def test_a_row_has_64_bits_of_the_sim_and_all_of_a_stay(self):
         rng = np.random.default_rng(7)
-        stays = np.zeros(5_000, STAY)
+        pairings = np.zeros(5_000, PAIRING)
         for name, most in (
             ("sim", 1 << 64),
             ("device", 10**14),
@@ -174,11 +141,11 @@ class TestRows:
             ("day", 1 << 16),
             ("returns", 4),
         ):
-            stays[name] = rng.integers(0, most, len(stays), np.uint64)
-        stays[:2]["sim"] = (1 << 64) - 1, 0
-        rows = stay_rows(stays)
-        assert np.array_equal(stays_of(rows), stays[np.lexsort((stays["changed"], stays["sim"]))])
-        assert np.array_equal(stays_of(table_of(rows).rows()), stays_of(rows))
+            pairings[name] = rng.integers(0, most, len(pairings), np.uint64)
+        pairings[:2]["sim"] = (1 << 64) - 1, 0
+        rows = pairing_rows(pairings)
+        assert np.array_equal(pairings_of(rows), pairings[np.lexsort((pairings["changed"], pairings["sim"]))])
+        assert np.array_equal(pairings_of(table_of(rows).rows()), pairings_of(rows))
 
     def test_a_sim_is_a_keyed_hash_or_the_imsi(self):
         assert sim_text(sim_of(IMSI, None), None) == IMSI
@@ -191,8 +158,8 @@ class TestRows:
 
 
 class TestChanges:
-    async def test_only_changes_are_written_and_the_last_day_every_30_days(self, node_on):
-        node = await node_on()
+    async def test_only_changes_are_written_and_the_last_day_every_30_days(self, node_on, started):
+        node = await started()
         for days in (0, 1, 29, 30, 31, 61):
             node.now = NOON + days * DAY_S
             node.see((1, ONE, None))
@@ -200,10 +167,11 @@ class TestChanges:
         log = await node_on.store.log(NAME, 0)
         assert [entry.change.time[:10] for entry in log] == ["2026-11-30", "2026-12-30", "2027-01-30"]
         assert await changes_in(node_on.store) == [(1, ONE, 0, 0)]
-        assert node.learned.find(sim_number(1))[0]["changed"] == NOON
+        found = {"imei": "35209900176148", "since": "2026-11-30T12:00:00Z", "last_day": "2027-01-30"}
+        assert node.learned.find("001010000000001") == [found]
 
-    async def test_a_sim_that_alternates_is_in_dual_use_after_three_changes(self, node_on):
-        node = await node_on()
+    async def test_a_sim_that_alternates_is_in_dual_use_after_three_changes(self, node_on, started):
+        node = await started()
         for device in (ONE, TWO, ONE, TWO, ONE, THREE, ONE):
             await node.come(1, device)
         returns = [0, 0, 1, DUAL_USE, DUAL_USE, 0, 1]
@@ -211,16 +179,16 @@ class TestChanges:
         assert node.devices(1) == [THREE, ONE]
         assert node.learned.changes == {CHANGED: 7}
 
-    async def test_all_changes_of_one_round_are_in_the_log_one_by_one(self, node_on):
-        node = await node_on()
+    async def test_all_changes_of_one_round_are_in_the_log_one_by_one(self, node_on, started):
+        node = await started()
         node.see((1, ONE, NOON - 9), (2, ONE, NOON - 9), (1, TWO, NOON - 5), (1, TWO, NOON - 4), (1, THREE, NOON - 2))
         await node.round(4)
         assert sorted((await changes_in(node_on.store))[:2]) == [(1, ONE, 0, 0), (2, ONE, 0, 0)]
         assert (await changes_in(node_on.store))[2:] == [(1, TWO, ONE, 0), (1, THREE, TWO, 0)]
         assert not len(node.learned._waiting)
 
-    async def test_a_previous_device_stays_for_30_days_and_a_sim_for_the_configured_time(self, node_on):
-        node = await node_on(remember=100)
+    async def test_a_previous_device_stays_for_30_days_and_a_sim_for_the_configured_time(self, started):
+        node = await started(remember=100)
         await node.come(1, ONE)
         await node.come(1, TWO)
         await node.come(2, ONE)
@@ -234,8 +202,8 @@ class TestChanges:
         await node.round(2)
         assert (node.devices(1), node.devices(2), node.learned.changes[REMOVED]) == ([], [], 3)
 
-    async def test_a_peer_adds_a_limited_number_of_sims_in_a_day(self, node_on):
-        node = await node_on(new_per_peer=3)
+    async def test_a_peer_adds_a_limited_number_of_sims_in_a_day(self, node_on, started):
+        node = await started(new_per_peer=3)
         node.see(*((sim, ONE, None) for sim in range(1, 6)))
         node.see((9, ONE, None), peer="other")
         await node.round()
@@ -247,8 +215,8 @@ class TestChanges:
         await node.come(new, ONE, after_s=DAY_S)
         assert [change[:2] for change in (await changes_in(node_on.store))[4:]] == [(known, TWO), (new, ONE)]
 
-    async def test_a_change_from_the_future_excludes_no_later_one(self, node_on):
-        node, ahead = await node_on(), await node_on("b")
+    async def test_a_change_from_the_future_excludes_no_later_one(self, node_on, started):
+        node, ahead = await started(), await started("b")
         await node.come(1, ONE)
         ahead.now = node.now + 3 * DAY_S
         await ahead.round()
@@ -258,8 +226,8 @@ class TestChanges:
 
 
 class TestNodes:
-    async def test_one_change_that_two_nodes_see_in_a_second_is_one(self, node_on):
-        one, two = await node_on(), await node_on("b")
+    async def test_one_change_that_two_nodes_see_in_a_second_is_one(self, node_on, started):
+        one, two = await started(), await started("b")
         for device in (ONE, TWO):
             for node in (one, two):
                 node.now += 60
@@ -271,9 +239,9 @@ class TestNodes:
                 await node.round()
         assert [change[:3] for change in await changes_in(node_on.store)] == [(1, ONE, 0), (1, TWO, ONE)]
 
-    async def test_known_changes_of_simulated_days_on_two_nodes(self, node_on):
+    async def test_known_changes_of_simulated_days_on_two_nodes(self, node_on, started):
         """Each is in the log once and none is invented, over an absent store, and kills of the follower before its round."""
-        nodes = [await node_on(), await node_on("b")]
+        nodes = [await started(), await started("b")]
         days = SimulatedDays()
         for turn in range(60):
             at = days.rng.randrange(2)
@@ -281,7 +249,7 @@ class TestNodes:
             nodes[at].see(*days.sightings())
             nodes[at].store.is_away = turn % 9 in {3, 4}
             if turn % 7 == 5:
-                nodes[at] = await node_on("ab"[at])
+                nodes[at] = await started("ab"[at])
                 days.set_clocks(nodes)
             for node in (*nodes, *nodes):
                 await node.round()
@@ -289,15 +257,15 @@ class TestNodes:
             await nodes[at].round()
         assert sorted(change[:3] for change in await changes_in(node_on.store)) == sorted(days.changes)
 
-    async def test_a_store_that_lost_the_list_gets_it_from_the_nodes_and_no_change_is_invented(self, node_on):
-        nodes = [await node_on(), await node_on("b")]
+    async def test_a_store_that_lost_the_list_gets_it_from_the_nodes_and_no_change_is_invented(self, node_on, started):
+        nodes = [await started(), await started("b")]
         days = SimulatedDays()
         for turn in range(20):
             days.pass_time(nodes)
             nodes[turn % 2].see(*days.sightings())
             for node in (*nodes, *nodes):
                 await node.round()
-        await node_on.lose(*nodes)
+        node_on.lose(*nodes)
         days.pass_time(nodes)
         nodes[0].see(*days.sightings(changes=0.0))
         for node in (*nodes, *nodes, *nodes):
@@ -307,22 +275,22 @@ class TestNodes:
             (*change, returns) for change in days.changes for returns in range(3)
         }
 
-    async def test_two_keys_on_two_nodes_are_a_fault(self, node_on):
-        node = await node_on()
+    async def test_two_keys_on_two_nodes_are_a_fault(self, node_on, started):
+        node = await started()
         await ListWriter(node_on.store, NAME, LAST_DEVICE, "x").write(
             lambda _: ListUpdate(what=LEARN, state={"registered": ("file 1",)})
         )
         await node.come(1, ONE)
-        await node_on.lose(node)
+        node_on.lose(node)
         await ListWriter(node_on.store, NAME, LAST_DEVICE, "x").write(
             lambda _: ListUpdate(what=LEARN, state={"registered": ("file 2",)})
         )
         await node.round(2)
         assert any("another key" in str(fields.get("detail")) for _, fields in node.faults)
-        assert node.devices(1) == [ONE]
+        assert pairings_of(node.follower.held[NAME].table.rows())["device"] == [ONE]
 
-    async def test_a_sim_is_forgotten_in_store_and_copies(self, node_on):
-        node = await node_on()
+    async def test_a_sim_is_forgotten_in_store_and_copies(self, node_on, started):
+        node = await started()
         await node.come(1, ONE)
         await node.come(2, TWO)
         await node.come(1, TWO)
@@ -335,8 +303,8 @@ class TestNodes:
         await node.come(1, THREE)
         assert (await changes_in(node_on.store)) == [(1, THREE, 0, 0)]
 
-    async def test_a_full_disk_and_a_fault_of_the_store_are_reported(self, node_on):
-        node = await node_on()
+    async def test_a_full_disk_and_a_fault_of_the_store_are_reported(self, node_on, started):
+        node = await started()
         node.store.is_away = True
         await node.come(1, ONE)
         assert node.learned.errors["refused"] == 1

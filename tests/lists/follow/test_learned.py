@@ -1,12 +1,10 @@
 """The record of first sightings over stores: sightings, merging, forgetting, devices that leave a list, and forged rows. Conformance rows 62 to 64, 67, 68."""
 
-import contextlib
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 import soak_first_seen
-from simulated import servers
 from simulated.first_sightings import NAME, REGISTERED, TODAY, SightingNode, level, register
 
 from eir.device import device_key
@@ -17,43 +15,13 @@ from eir.lists.log.reader import read_content
 from eir.lists.log.writer import ListUpdate, ListWriter
 from eir.lists.record.first_days import DAY_S, WAS_LISTED, first_days, sighted_rows
 from eir.lists.record.settings import FIRST_SEEN
-from eir.lists.stores.open import open_store
 from eir.lists.table.columns import NO_ROWS, rows_of
 
 TODAY_2020 = 18_300
 ONE, TWO, THREE, FOUR = "35209900176148", "35209900176149", "35332811002233", "86123456789012"
 
 
-@pytest.fixture(params=["sqlite", *(["redis"] if "redis" in servers.programs() else [])])
-async def node_on(request, tmp_path):
-    """Makes nodes on one store, each with its own state folder."""
-    url = "sqlite"
-    if request.param == "redis":
-        server = request.getfixturevalue("server")
-        server.flush()
-        url = server.url
-    async with contextlib.AsyncExitStack() as stack:
-
-        def made(name="a", **options):
-            store = open_store(url, tmp_path)
-            stack.push_async_callback(store.close)
-            return SightingNode(store, tmp_path / name, who=f"node on {name}", **options)
-
-        made.kind = request.param
-        made.server = None if request.param == "sqlite" else server
-        made.store = open_store(url, tmp_path)
-        stack.push_async_callback(made.store.close)
-        yield made
-
-
-@pytest.fixture
-def started(node_on):
-    """Makes nodes that have started."""
-
-    async def started(*name, **options):
-        return await node_on(*name, **options).start()
-
-    return started
+NODE = SightingNode
 
 
 async def content_of(store, name=NAME):

@@ -69,7 +69,7 @@ class PlayedProcess:
 
 
 class Played:
-    """The answering process as the manager sees it; what it is told is collected."""
+    """Answering process for the manager, which collects the messages that it receives."""
 
     def __init__(self):
         self.configured = []
