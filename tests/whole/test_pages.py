@@ -44,9 +44,7 @@ PAGES = {
 README, CODE, SCRIPTS, TESTS = (
     PAGES[name] for name in ("README.md", "eir/README.md", "scripts/README.md", "tests/README.md")
 )
-INSTALL, OPERATION, METRICS, RUNBOOK = (
-    PAGES[f"deploy/{name}.md"] for name in ("INSTALL", "OPERATION", "METRICS", "RUNBOOK")
-)
+INSTALL, OPERATION, RUNBOOK = (PAGES[f"deploy/{name}.md"] for name in ("INSTALL", "OPERATION", "RUNBOOK"))
 CONFIG = "\n".join(
     page for name, page in PAGES.items() if re.fullmatch(r"config/[A-Z]+\.md|deploy/REGULATOR\.md", name)
 )
@@ -171,17 +169,6 @@ def test_no_page_names_a_metric_that_there_is_not():
 
 
 # ---- tables of the code ----
-
-
-def test_the_table_of_metrics_is_that_of_the_code():
-    expected = [
-        [f"`{family.name}`", family.kind, ", ".join(f"`{label}`" for label in family.labels) or "-", family.help]
-        for family in FAMILIES
-    ]
-    shown = "\n".join(f"| {' | '.join(row)} |" for row in expected)
-    assert table(section(METRICS, "## Every metric")) == expected, (
-        f"deploy/METRICS.md, Every metric; expected:\n{shown}"
-    )
 
 
 def test_each_dependency_has_its_reason():

@@ -101,7 +101,7 @@ STORE_METRICS = (
     Family("eir_history_differs", "gauge", (), "1 if, in the last day, the store replaced changes that this node held, or the node's journal was damaged", "max"),
     Family("eir_list_lost_changes", "gauge", ("list",), "1 if the node wrote changes that the store lost to a file, and did not apply them again", "max"),
     Family("eir_list_unrecorded", "gauge", ("list",), "1 if the node's journal lacks the newest change of the list in force", "max"),
-    Family("eir_clock_difference_seconds", "gauge", (), "Difference (s) between the host's clock and the [time](OPERATION.md#time) of the node, by which rows and periods of grace end", "max"),
+    Family("eir_clock_difference_seconds", "gauge", (), "Difference (s) between the host's clock and the time of the node, by which rows and periods of grace end", "max"),
     Family("eir_follow_lag_seconds", "gauge", (), "Time (s) since the node last verified that it holds the content of the store", "max"),
     Family("eir_switch_longest_slice_seconds", "gauge", (), "Longest time (s) for which a list's switch to new content blocked the event loop", "max"),
     Family("eir_override_active", "gauge", (), "1 if the policy's override answers every check", "max"),

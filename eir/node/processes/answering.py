@@ -234,7 +234,7 @@ class AnsweringProcess:
         jobs.start("clock", SAVE_CLOCK_S, self._save_clock)
         await self.process.stop.wait()
         self._send_first_seen()
-        self.acceptor.keep([])
+        self.acceptor.close_except([])
         await asyncio.gather(*(server.drain(DRAIN_S) for server in self.servers.values()))
         if self.sightings is not None:
             self.sightings.flush()
@@ -383,7 +383,7 @@ class AnsweringProcess:
         context.checker.apply(new.policy, datetime.now(UTC))
         context.checker.probes = probes_of(new)
         context.checker.accesses = accesses_of(new)
-        self.acceptor.keep(new.listeners)
+        self.acceptor.close_except(new.listeners)
         self._apply(new, context, INTERFACES)
         self.process.log.configure(level=new.log_level, full_identifiers=new.full_identifiers)
 

@@ -169,7 +169,7 @@ class Acceptor:
         listener = SocketListener(asyncio.get_running_loop(), [listening], accept, self._cannot_accept)
         self._listeners.append((interface, url, listener))
 
-    def keep(self, listeners: Sequence[Listener]) -> None:
+    def close_except(self, listeners: Sequence[Listener]) -> None:
         """Stop accepting connections from all other listeners. Open connections are not affected."""
         wanted = {(each.protocol, each.url) for each in listeners}
         for interface, url, listener in self._listeners:

@@ -148,6 +148,7 @@ class ServedInterface:
         self._sockets: list[tuple[str, socket.socket]] = []
         """URL and socket of each listener that waits for the start of the service."""
         self._listeners: list[tuple[str, SocketListener]] = []
+        self._turns = stream.Handshakes()
         self._handshakes: dict[socket.socket, str] = {}
         """Address of each connection in its TLS handshake, the oldest first."""
         self._sent_faults: Mapping[str, str] | None = None
@@ -158,7 +159,7 @@ class ServedInterface:
     def apply(self, config: Config, tls: TlsFiles | None) -> None:
         """Apply new settings. They start the service if the interface has a listener."""
         settings = config.of(self._interface)
-        self._keep_listeners(settings.listen)
+        self._close_listeners_except(settings.listen)
         if self._service is not None:
             self._service.apply(settings, config)
             self._tls = _context(tls, self._service)
@@ -180,7 +181,7 @@ class ServedInterface:
 
     async def drain(self) -> None:
         """Close the listeners, and answer pending requests for at most DRAIN_S."""
-        self._keep_listeners([])
+        self._close_listeners_except([])
         if self._links is not None:
             await self._links.drain(DRAIN_S)
 
@@ -253,7 +254,7 @@ class ServedInterface:
             self._listeners.append((url, SocketListener(loop, [listening], handle, self._cannot_accept)))
         self._sockets.clear()
 
-    def _keep_listeners(self, urls: Sequence[str]) -> None:
+    def _close_listeners_except(self, urls: Sequence[str]) -> None:
         for url, listener in self._listeners:
             if url not in urls:
                 listener.close()
@@ -271,22 +272,27 @@ class ServedInterface:
         elif secure and self._tls is None:
             self._reject(connection, host, "tls_handshake")
         else:
-            self._process.jobs.spawn(self._accept(links, connection, host, secure=secure))
+            self._process.jobs.spawn(self._accept(links, connection, host, self._tls if secure else None))
 
     def _admits(self, host: str) -> bool:
         """Return true if the settings permit clients at this address to connect."""
         return self._service is not None and is_from(self._service.peers, source_address(host))
 
-    async def _accept(self, links: HttpConnections, connection: socket.socket, host: str, *, secure: bool) -> None:
-        if secure:
+    async def _accept(
+        self, links: HttpConnections, connection: socket.socket, host: str, tls: ssl.SSLContext | None
+    ) -> None:
+        if tls is not None:
             self._make_room()
             self._handshakes[connection] = host
         try:
-            await stream.accept(links.create_connection(), connection, self._tls if secure else None, LIMITS.request_s)
+            if tls is None:
+                await stream.accept(links.create_connection(), connection)
+            else:
+                await self._turns.accept(links.create_connection(), connection, tls, LIMITS.request_s)
         except OSError as e:
             connection.close()
-            if not secure or connection in self._handshakes:  # otherwise _make_room has logged the reason
-                self._log_end(host, "tls_handshake", stream.fault_text(e, secure=secure))
+            if tls is None or connection in self._handshakes:  # otherwise _make_room has logged the reason
+                self._log_end(host, "tls_handshake", stream.fault_text(e, secure=tls is not None))
         finally:
             self._handshakes.pop(connection, None)
 

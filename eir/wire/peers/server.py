@@ -20,7 +20,7 @@ from eir.wire.peers.settings import Limits, PeerSettings, Requester, setting_for
 from eir.wire.peers.status import PeerStatus
 from eir.wire.transport import begin
 from eir.wire.transport.sctp import DIAMETER
-from eir.wire.transport.stream import fault_text
+from eir.wire.transport.stream import Handshakes, fault_text
 
 TICK_S = 0.5
 """Seconds between two checks for expired limits of time."""
@@ -79,6 +79,7 @@ class Server(Generic[C]):
         self.report = report
         self.loop = asyncio.get_running_loop()
         self.turns = Turns(self.loop)
+        self._handshakes = Handshakes()
         self.peers: tuple[PeerSettings, ...] = ()
         self.limits = Limits()
         self.errors: Counter[str] = Counter()
@@ -151,9 +152,7 @@ class Server(Generic[C]):
         """
         link = self.link()
         try:
-            await (
-                self._shake_hands(link, connection) if secure else begin.accept(link, connection, carried=self.carried)
-            )
+            await (self._shake_hands(link, connection) if secure else begin.accept(link, connection, self.carried))
         except OSError:
             connection.close()
             return None
@@ -324,7 +323,7 @@ class Server(Generic[C]):
         if self._tls is None or not self.may_shake_hands(link):
             raise ConnectionRefusedError
         try:
-            await begin.accept(link, connection, self._tls, self.limits.cer_timeout_s)
+            await self._handshakes.accept(link, connection, self._tls, self.limits.cer_timeout_s)
         except OSError as e:
             if not link.closed.done():
                 # The connection never began, so it does not report its end.

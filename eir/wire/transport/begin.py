@@ -130,19 +130,15 @@ async def listening_sockets(at: Endpoint) -> list[socket.socket]:
     raise fault or OSError(errno.EADDRNOTAVAIL, "no address")
 
 
-async def accept(
-    protocol: asyncio.BaseProtocol, connection: socket.socket, tls: ssl.SSLContext | None = None, timeout_s: float | None = None,
-    carried: Carried = DIAMETER,
-) -> None:  # fmt: skip
-    """Attach a protocol object to an accepted socket. The object then receives the bytes of the connection. Raises OSError.
+async def accept(protocol: asyncio.BaseProtocol, connection: socket.socket, carried: Carried = DIAMETER) -> None:
+    """Attach a protocol object to an accepted socket without TLS. The object then receives the bytes of the connection. Raises OSError.
 
-    With `tls`, a TLS handshake of at most `timeout_s` comes first. For SCTP, `protocol` must be a sctp.SctpProtocol; `carried`:
-    properties of its messages over SCTP.
+    For SCTP, `protocol` must be a sctp.SctpProtocol; `carried`: properties of its messages over SCTP.
     """
     if connection.proto == socket.IPPROTO_SCTP:
         sctp.SctpTransport(asyncio.get_running_loop(), connection, cast("SctpProtocol", protocol), carried)
     else:
-        await stream.accept(protocol, connection, tls, timeout_s)
+        await stream.accept(protocol, connection)
 
 
 async def connect(
@@ -150,7 +146,7 @@ async def connect(
 ) -> None:  # fmt: skip
     """Connect a protocol to an endpoint over the transport in its URL. Raises OSError.
 
-    `tls` is used only if the endpoint's scheme is `tls`. The other arguments are those of `accept`.
+    `tls` is used only if the endpoint's scheme is `tls`; `carried`: as in `accept`.
     """
     if to.scheme == SCTP:
         await sctp.connect(cast("SctpProtocol", protocol), to, sctp_settings, carried)

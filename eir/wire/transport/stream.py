@@ -6,6 +6,7 @@ import os
 import socket
 import ssl
 import struct
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -36,20 +37,57 @@ class Handshake(asyncio.Transport):
             self._socket.shutdown(socket.SHUT_RDWR)
 
 
-async def accept(
-    protocol: asyncio.BaseProtocol,
-    connection: socket.socket,
-    tls: ssl.SSLContext | None = None,
-    timeout_s: float | None = None,
-) -> None:
-    """Attach a protocol to an accepted socket. Raises OSError.
+class Handshakes:
+    """TLS handshakes of incoming connections.
 
-    With `tls`, a TLS handshake of at most `timeout_s` comes first.
+    One handshake begins in each turn of the loop, once the client's first message has arrived. A handshake costs as much as a
+    hundred messages, so other connections are served between two handshakes.
     """
-    loop = asyncio.get_running_loop()
-    await loop.connect_accepted_socket(
-        lambda: protocol, connection, ssl=tls, ssl_handshake_timeout=timeout_s if tls else None
-    )
+
+    def __init__(self) -> None:
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        """Handshakes whose first message has arrived, the oldest first."""
+
+    async def accept(
+        self, protocol: asyncio.BaseProtocol, connection: socket.socket, tls: ssl.SSLContext, timeout_s: float
+    ) -> None:
+        """Attach a protocol to an accepted socket after a TLS handshake.
+
+        `timeout_s`: maximum seconds until the client's first message, and for the handshake.
+
+        Raises:
+            OSError: if the handshake fails.
+        """
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(connection, self._arrived, connection, turn)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await turn
+        except TimeoutError:
+            raise ConnectionAbortedError(errno.ETIMEDOUT, f"it sent nothing within {timeout_s:g} s") from None
+        finally:
+            loop.remove_reader(connection)
+        await loop.connect_accepted_socket(lambda: protocol, connection, ssl=tls, ssl_handshake_timeout=timeout_s)
+
+    def _arrived(self, connection: socket.socket, turn: "asyncio.Future[None]") -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(connection)
+        self._waiting.append(turn)
+        if len(self._waiting) == 1:
+            loop.call_soon(self._begin)
+
+    def _begin(self) -> None:
+        turn = self._waiting.popleft()
+        if not turn.done():  # otherwise the wait was cancelled, or its time is over
+            turn.set_result(None)
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._begin)
+
+
+async def accept(protocol: asyncio.BaseProtocol, connection: socket.socket) -> None:
+    """Attach a protocol to an accepted socket. Raises OSError."""
+    await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, connection)
 
 
 async def connect(protocol: asyncio.BaseProtocol, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:

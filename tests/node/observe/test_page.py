@@ -34,6 +34,7 @@ from eir.wire.web.access import PageAccess, PageSettings
 from eir.wire.web.http1 import HttpRequest
 
 ROOT = Path(__file__).parents[3]
+STYLE = Path(pages.__file__).with_name("pages") / "style.css"
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 STATUS = {
     "state": "WARNING",
@@ -136,7 +137,7 @@ def test_lists_come_before_peers_and_rows_with_a_trouble_first():
     assert re.findall('data-is="List"><span>(.*?)<', text) == ["&lt;b&gt;x&lt;/b&gt;", "good"]
     assert re.findall('data-is="Peer"><span>(.*?)<', text)[:3] == ["mme25", "mme27", "mme0"]
     visible, folded = re.search(
-        r"<h2>Peers</h2>(.*?)<details id=peers-more><summary>10 more</summary>(.*?)</details>", text
+        r"<h2>Peers</h2>(.*?)<details id=peers-more><summary>10 more</summary>(.*?)</details>", text, re.DOTALL
     ).groups()
     assert (visible.count('data-is="Peer"'), folded.count('data-is="Peer"')) == (20, 10)
 
@@ -533,7 +534,7 @@ def test_everybody_can_use_it_in_light_and_dark_and_on_a_narrow_screen(tmp_path)
 
 def test_its_colours_can_be_distinguished():
     """WCAG 2.2: 1.4.3 for text, 1.4.11 for what is drawn."""
-    for scheme in re.findall(r":root\{(.*?)\}", pages.STYLE, re.DOTALL):
+    for scheme in re.findall(r":root\{(.*?)\}", STYLE.read_text(), re.DOTALL):
         colours = {
             name: value if len(value) == 7 else f"#{''.join(2 * c for c in value[1:])}"
             for name, value in re.findall(r"--(\w+):(#\w+)", scheme)

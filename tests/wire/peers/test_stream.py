@@ -4,13 +4,20 @@ import asyncio
 import contextlib
 import errno
 import socket
+import ssl
+from pathlib import Path
 
 import pytest
+from simulated.certificates import Authority
+from simulated.node import until_async
 from simulated.patience import PATIENCE_S
+from simulated.wire import EIR
 
 from eir.wire.transport import stream
 from eir.wire.transport.begin import listening_sockets
 from eir.wire.transport.endpoint import Endpoint
+from eir.wire.transport.settings import TlsSettings
+from eir.wire.transport.tls import load_tls, read_tls
 
 
 @pytest.fixture
@@ -92,3 +99,40 @@ async def test_a_name_is_listened_on_at_all_its_addresses_or_at_none(named):
         with pytest.raises(OSError, match="in use"):
             await listening_sockets(Endpoint("tcp", ("peer",), port))
         socket.create_server(("127.0.0.2", port)).close()  # which is free again
+
+
+async def test_one_tls_handshake_begins_in_a_turn_of_the_loop(tmp_path):
+    """So a storm of them delays no other connection by more than one; each costs about a millisecond."""
+    files = Authority(tmp_path).write(EIR)
+    tls = load_tls(read_tls(TlsSettings(**{name: Path(file) for name, file in files.items()}))).passwords
+    turn, began, loop = 0, [], asyncio.get_running_loop()
+
+    def count():
+        nonlocal turn
+        turn += 1
+        loop.call_soon(count)
+
+    tls.sni_callback = lambda *_: began.append(turn)
+    hello, client = ssl.MemoryBIO(), ssl.create_default_context()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.wrap_bio(ssl.MemoryBIO(), hello, server_hostname=EIR).do_handshake()
+    hello = hello.read()
+    handshakes, pairs = stream.Handshakes(), [socket.socketpair() for _ in range(50)]
+    for ours, theirs in pairs:
+        ours.setblocking(False)
+        theirs.send(hello)
+    tasks = [loop.create_task(handshakes.accept(asyncio.Protocol(), ours, tls, PATIENCE_S)) for ours, _ in pairs]
+    count()
+    await until_async(lambda: len(began) == len(pairs))
+    assert len(set(began)) == len(pairs)
+    for _, theirs in pairs:
+        theirs.close()
+    assert all(isinstance(each, OSError) for each in await asyncio.gather(*tasks, return_exceptions=True))
+
+
+async def test_the_handshake_of_a_client_that_sends_nothing_has_a_time_limit():
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with theirs, pytest.raises(ConnectionAbortedError, match=r"it sent nothing within 0\.01 s"):
+        await stream.Handshakes().accept(asyncio.Protocol(), ours, ssl.create_default_context(), 0.01)
+    ours.close()
