@@ -49,7 +49,7 @@ class DeskApi:
         self._rates = Buckets(RATE_MAX, BURST)
         self._paths: Mapping[tuple[str, ...], Mapping[str, Handle]] = {
             ("lists",): {"GET": self._lists},
-            ("lists", "", "entries", ""): {"GET": self._entry, "PUT": self._write_entry, "DELETE": self._delete},
+            ("lists", "", "entries", ""): {"GET": self._entry, "PUT": self._write_entry, "DELETE": self._remove_entry},
             ("devices", ""): {"GET": self._device},
             ("changes",): {"GET": self._changes},
         }
@@ -92,7 +92,7 @@ class DeskApi:
         written = await self._operations.write_row(user, name, identifier, values, expected=expected)
         return _row(written.row or {}, 201 if written.created else 200)
 
-    async def _delete(self, user: DeskUser, request: HttpRequest, name: str, identifier: str) -> HttpResponse:
+    async def _remove_entry(self, user: DeskUser, request: HttpRequest, name: str, identifier: str) -> HttpResponse:
         values, expected = _values(_query(request, "reason", "case")), _precondition(request)
         await self._operations.remove_row(user, name, identifier, values, expected=expected)
         return HttpResponse(204, JSON, b"", HEADERS, authenticated=True)
