@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
@@ -243,8 +244,10 @@ async def fork_program(name, work, *arguments, owned, nice=0, descriptors=()):
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
-    for each in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:  # noqa: ASYNC240 - waits for no disk
-        if each > 2 and each not in descriptors:
+    files = {int(entry.name): os.path.realpath(entry) for entry in Path("/proc/self/fd").iterdir()}  # noqa: ASYNC240 - waits for no disk
+    both_ends = {file for file, count in Counter(files.values()).items() if "pipe:" in file and count > 1}
+    for each, file in files.items():
+        if each > 2 and each not in descriptors and file not in both_ends:  # libuv aborts without a pipe of its own
             with suppress(OSError):  # that of the folder
                 os.close(each)
     sys.argv[1:] = [name, str(nice), str(owned), work, *arguments]
