@@ -1,10 +1,11 @@
 """Sessions and forms of the desk's page, without a node."""
 
 import pytest
+from test_desk_operations import ANNA
 
 from eir.interfaces.desk import sessions
 from eir.interfaces.desk.operations import DeskError
-from eir.interfaces.desk.page import FIELDS_MAX, _read_form
+from eir.interfaces.desk.page import COOKIE, FIELDS_MAX, DeskPage, _read_form
 from eir.interfaces.desk.sessions import IDLE_S, OF_USER_MAX, Sessions
 from eir.wire.web.http1 import HttpRequest
 
@@ -54,6 +55,28 @@ def test_the_session_that_was_idle_longest_makes_room_for_a_further_one(clock, m
     assert opened.find(cookies[2]) is None, "all users together have at most SESSIONS_MAX"
     assert opened.find(bert)
     assert opened.find(carl)
+
+
+async def test_a_certificate_opens_a_session_whose_cookie_other_sites_cannot_use(clock):
+    page = DeskPage(
+        None, Sessions(clock), log_in=None, user_of=lambda name, _: ANNA._replace(name=name),
+        certified=lambda request: {"anna.example": "anna"}.get("".join(request.names)),
+    )  # fmt: skip
+
+    async def get(names=(), **headers):
+        return (await page.respond(HttpRequest("GET", "/desk", "", headers, names=names)))[0]
+
+    shown = dict((await get(("other.example",))).headers)
+    assert "Set-Cookie" not in shown
+    assert shown["Referrer-Policy"] == "same-origin"
+    assert "default-src 'none'" in shown["Content-Security-Policy"]
+    redirect = await get(names=("anna.example",))
+    cookie, *attributes = dict(redirect.headers)["Set-Cookie"].split("; ")
+    assert (redirect.status, attributes) == (303, ["Path=/", "Secure", "HttpOnly", "SameSite=Strict"])
+    assert cookie.startswith(f"{COOKIE}=")
+    assert b"Log out anna" in (await get(cookie=cookie)).body
+    clock.now += IDLE_S + 1
+    assert b"Password" in (await get(cookie=cookie)).body
 
 
 def read(body, content_type="multipart/form-data; boundary=B"):
