@@ -53,6 +53,8 @@ from eir.wire.web.passwords import CHANGE
 
 SEARCH = "search"
 """Kind of the journal's event for a search by IMSI or number."""
+SEARCH_CHARS_MAX = 32
+"""Maximum number of recorded characters of an IMSI or number, which may be wrong."""
 CASE_CHARS_MAX = 64
 ON_THE_HOST = "use `eir add` or `eir remove` with --force on the host of the node"
 """Remedy for a change that exceeds the limits of its list: the desk never lifts them."""
@@ -360,7 +362,7 @@ class DeskOperations:
                     time=utc_text(self._local.now()),
                     who=user.who,
                     what=SEARCH,
-                    detail=f"search for the subscriber {imsi}",
+                    detail=f"search for the subscriber {imsi[:SEARCH_CHARS_MAX]}",
                 )
             )
         if imsi.startswith("+"):

@@ -226,7 +226,12 @@ def test_a_file_is_previewed_and_added(host):
     assert upload(f"imei\n{IMEI}\nnonsense\n") == 200
     assert "rows.csv:3" in browser.text
     assert "nothing was changed" in browser.text
-    assert browser.post("/desk/file/add", list="own", reason="stolen", case="F-1") == 200
+    first = re.search(r'name="sha256" value="([^"]+)"', browser.text)[1]
+    assert upload("imei\n001015000000019\n") == 200, "the preview of another file, in another tab"
+    assert browser.post("/desk/file/add", list="own", reason="stolen", sha256=first) == 409
+    assert host.json("lists")[0]["entries"] in {0, None}
+    assert upload(f"imei\n{IMEI}\nnonsense\n") == 200
+    assert browser.post("/desk/file/add", list="own", reason="stolen", case="F-1", sha256=first) == 200
     assert "case F-1" in browser.text
     assert upload("imei\nnonsense\n") == 422
     assert upload("x" * (130 << 10)) == 413

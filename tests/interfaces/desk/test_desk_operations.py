@@ -213,3 +213,10 @@ async def test_a_search_shows_answer_rows_and_changes_and_is_recorded_if_it_name
     with pytest.raises(IdentifierError):
         await desk.find(ANNA, "12")
     assert [each["name"] for each in await desk.lists(BERT) if each["changeable"]] == ["own"]
+
+
+async def test_a_search_for_no_subscriber_is_recorded_in_few_characters(made, desk):
+    for text in ("9" * 100_000, "+" + "9" * 100_000, "x" * 100_000):
+        with pytest.raises((DeskError, IdentifierError)):
+            await desk.find(ANNA, "", text)
+    assert [len(event.detail) < 100 for event in made.events] == [True] * 3
