@@ -119,7 +119,7 @@ OPENS = {
 LEAVES = {
     "serve",  # as the test above says
     *("status", "peers", "reload", "drain", "trace", "peer disable", "peer enable"),  # the node that runs is asked, whatever its version
-    *("init", "config", "publish", "offer", "probe", "acknowledged", "feed user"),
+    *("init", "config", "publish", "offer", "probe", "acknowledged", "feed user", "desk user"),
 }  # fmt: skip
 """The others."""
 

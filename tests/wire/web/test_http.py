@@ -475,8 +475,8 @@ class TestWithoutIo:
             while (request := conversation.next_request()) is not None:
                 found.append((*request, conversation.answer(PAGE).endswith(PAGE.body)))
         assert found == [
-            ("GET", "/page", "", {"host": "x"}, "", b"", True),
-            ("HEAD", "/page", "x", {"host": "x"}, "", b"", False),
+            ("GET", "/page", "", {"host": "x"}, "", b"", (), True),
+            ("HEAD", "/page", "x", {"host": "x"}, "", b"", (), False),
         ]
         assert not conversation.over
 
