@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark import network, over_sctp
+from benchmark import network
 from benchmark.build import program
 from benchmark.measure import (
     COLUMNS,
@@ -45,12 +45,6 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="bench ecr", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument(
-        "--transport",
-        choices=("tcp", "sctp"),
-        default="tcp",
-        help="sctp: one connection, compared with TCP and with other stacks over SCTP",
-    )
     parser.add_argument("--connections", type=int, nargs="+", default=CONNECTIONS, metavar="N")
     parser.add_argument("--windows", type=int, nargs="+", metavar="N", help="unanswered requests on each connection")
     parser.add_argument(
@@ -59,8 +53,6 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--only", action="store_true", help="the node alone, without the other servers")
     add_options(parser, seconds=2, turns=3)
     options = parser.parse_args(arguments)
-    if options.transport == "sctp":
-        return over_sctp.measure(options)
     program("load")
     start_echo = echo()
     network.enter()

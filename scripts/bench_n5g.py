@@ -1,115 +1,86 @@
-"""Answers/s over HTTP/2, against a bare server and Starlette; latency of Diameter.
+"""Answers/s over HTTP/2, against a bare server; latency of Diameter.
 
 The node has one core, all metrics, and a list of 100,000 devices; 1 % of the questions are about these. nghttp2's h2load
 runs on another core, with 4 connections and 100 concurrent requests on each.
 """
 
-import argparse
+import re
 import statistics
 import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from benchmark import http2
 from benchmark.beside import Latency, latency_report
-from benchmark.build import Missing
-from benchmark.measure import (
-    Target,
-    at_least,
-    begin,
-    finish,
-    own_options,
-    say,
-)
+from benchmark.build import HERE, tools
+from benchmark.measure import at_least, begin, finish, say
 from benchmark.servers import Server, free_port, on_cores
-from benchmark.site import LIST, loaded
+from benchmark.site import loaded
 
 from eir.cli.output import table
 
 QUESTIONS = 100_000
-OF_BARE, OF_APPLICATION = 0.5, 10.0
-P99_TIMES = 2.0
+OF_BARE, P99_TIMES = 0.5, 2.0
+RESOURCE = "/n5g-eir-eic/v1/equipment-status"
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the part `n5g` of scripts/bench."""
-    own = own_options()
-    own.add_argument("--no-application", action="store_true", help="leave out Starlette under Hypercorn")
-    options, on, how = begin("n5g", __doc__, arguments, own, turns=3, fetch=_fetch)
-    start_application: Callable[..., Server] | None = None
-    missing = {}
-    try:
-        start_application = None if options.no_application else http2.application()
-    except Missing as e:
-        missing["starlette"] = str(e)
-        say(f"without starlette: {e}")
-    with tempfile.TemporaryDirectory(prefix="eir-bench-") as made, ExitStack() as running:
+    options, on, how = begin("n5g", __doc__, arguments, turns=3, fetch=lambda _: tools("h2load", part="--test"))
+    with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
         folder = Path(made)
         site, _, questions = loaded(folder, options, questions=QUESTIONS)
-        paths = http2.questions(folder / "paths", questions)
-        http_port = free_port()
-        eir = site.server("eir", free_port(), cores=on.server, n5g={"listen": [f"http://127.0.0.1:{http_port}"]})
-        bare = http2.bare(free_port(), log=folder / "bare.log", cores=on.server)
-        ports = {"eir": http_port, "bare": bare.port}
-        servers = [eir, bare]
-        if start_application is not None:
-            data = site.folder / f"{LIST}-1.csv"
-            servers.append(start_application(free_port(), data, log=folder / "starlette.log", cores=on.server))
-            ports["starlette"] = servers[-1].port
-        for server in servers:
-            running.enter_context(server)
-        rates: dict[str, list[float]] = {name: [] for name in ports}
-        for turn in range(how.turns):
-            for name, port in ports.items():
-                rates[name].append(http2.answers_per_s(port, paths, how, on.generator))
-                say(f"turn {turn + 1}: {name} {rates[name][-1]:,.0f}/s")
-        words = http2.command(
-            http_port, paths, connections=4, streams=100, seconds=how.seconds + how.warmup + 2, warmup=0.0
-        )
-        latency = Latency(eir, questions, how, on.generator)
-        for turn in range(how.turns):
-            p99_text = latency.measure(_asking(words, on.generator))
-            say(f"turn {turn + 1}: {p99_text}")
-    medians = {name: statistics.median(found) for name, found in rates.items()}
-    ratios = {
-        name: round(statistics.median(ours / theirs for ours, theirs in zip(rates["eir"], found, strict=True)), 2)
-        for name, found in rates.items() if name != "eir"
-    }  # fmt: skip
+        paths = folder / "paths"
+        with paths.open("w") as out:
+            for number, line in enumerate(questions.read_text().splitlines()):
+                out.write(f"http://eir{RESOURCE}?pei=imei-{line[:14]}0&supi=imsi-{1010000000000 + number:015d}\n")
+        port, bare_port = free_port(), free_port()
+        bare = [sys.executable, HERE / "http2_bare.py", str(bare_port)]
+        with (
+            site.server("eir", free_port(), cores=on.server, n5g={"listen": [f"http://127.0.0.1:{port}"]}) as eir,
+            Server("bare h2", bare, bare_port, log=folder / "bare.log", cores=on.server),
+        ):
+            rates: dict[str, list[float]] = {"eir": [], "bare": []}
+            for turn in range(how.turns):
+                for name, at in (("eir", port), ("bare", bare_port)):
+                    rates[name].append(_answers_per_s(_load(at, paths, how.seconds, how.warmup), on.generator))
+                    say(f"turn {turn + 1}: {name} {rates[name][-1]:,.0f}/s")
+            words = _load(port, paths, how.seconds + how.warmup + 2, 0)
+            latency = Latency(eir, questions, how, on.generator)
+            for turn in range(how.turns):
+                say(f"turn {turn + 1}: {latency.measure(_asking(words, on.generator))}")
+    ratio = round(statistics.median(a / b for a, b in zip(rates["eir"], rates["bare"], strict=True)), 2)
     p99, p99_target, p99_text = latency_report([latency], "a full HTTP/2 load", P99_TIMES)
-    targets: list[Target] = [
-        at_least("answers a second, times those of a bare server on the same library", OF_BARE, ratios["bare"])
+    targets = [
+        at_least("answers a second, times those of a bare server on the same library", OF_BARE, ratio),
+        p99_target,
     ]
-    if "starlette" in ratios:
-        targets.append(
-            at_least("answers a second, times those of Starlette under Hypercorn", OF_APPLICATION, ratios["starlette"])
-        )
-    targets.append(p99_target)
-    rows = [{"server": name, "answers_per_s": round(rate)} for name, rate in medians.items()]
-    text = table(rows, ("server", "answers_per_s"), width=None) + p99_text
-    measured = {
-        "measured": rows,
-        "ratios": ratios,
-        "turns": rates,
-        "diameter_p99": p99,
-        "missing": missing,
-        "wrong_answers": 0,
-    }
-    return finish("n5g", measured, targets, options, text)
+    rows = [{"server": name, "answers_per_s": round(statistics.median(found))} for name, found in rates.items()]
+    measured = {"measured": rows, "ratio": ratio, "turns": rates, "diameter_p99": p99}
+    return finish("n5g", measured, targets, options, table(rows, ("server", "answers_per_s"), width=None) + p99_text)
 
 
-def _fetch(options: argparse.Namespace) -> None:
-    """Install h2load, and Starlette unless it is not wanted or cannot be installed."""
-    http2.tools("h2load", part="--test")
-    if not options.no_application:
-        with suppress(Missing):
-            http2.application()
+def _load(port: int, paths: Path, seconds: float, warmup: float) -> Sequence[str]:
+    """Return the command of the generator for a run of this duration."""
+    times = [f"--duration={max(1, round(seconds))}", f"--warm-up-time={max(1, round(warmup))}"]
+    return ["h2load", *times, "-c4", "-m100", "-i", str(paths), "-B", f"http://127.0.0.1:{port}"]
+
+
+def _answers_per_s(words: Sequence[str], on: set[int]) -> float:
+    """Run the generator; return answers per second, which all must have status 200."""
+    with on_cores(on):
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    found = re.search(r"finished in .*?, ([0-9.]+) req/s", done.stdout)
+    if found is None or not re.search(r"status codes: [1-9][0-9]* 2xx, 0 3xx, 0 4xx, 0 5xx", done.stdout):
+        raise RuntimeError(done.stdout[-1000:] + done.stderr[-1000:])
+    return float(found[1])
 
 
 @contextmanager
 def _asking(words: Sequence[str], on: set[int]) -> Iterator[None]:
-    """Run h2load at full rate meanwhile."""
+    """Run the generator at full rate meanwhile."""
     with on_cores(on):
         asking = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

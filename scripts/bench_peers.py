@@ -27,7 +27,6 @@ from benchmark.measure import (
     cores,
     finish,
     in_turns,
-    or_refused,
     percentile,
     ratio,
     rows,
@@ -38,7 +37,7 @@ from benchmark.measure import (
 from benchmark.peers import PEERS
 from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import echo, floor, free_port
-from benchmark.site import Site, program_of
+from benchmark.site import Site
 
 from eir.cli.output import table
 
@@ -80,12 +79,6 @@ def main(arguments: Sequence[str]) -> int:
         prog="bench peers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--peer", choices=PEERS, action="append", help="only this one (default: all)")
-    parser.add_argument(
-        "--beside",
-        type=or_refused(lambda tree: program_of(Path(tree))),
-        metavar="TREE",
-        help="another checkout of this program, set up by scripts/setup, as one more server",
-    )
     add_options(parser)
     options = parser.parse_args(arguments)
     program("load")
@@ -113,10 +106,6 @@ def main(arguments: Sequence[str]) -> int:
             start_echo(free_port(), log=folder / "echo.log", cores=on.server),
             *(start(free_port(), log=folder / f"{name}.log", cores=on.server) for name, start in starts.items()),
         ]
-        if options.beside is not None:
-            other = Site(folder / "other", program=options.beside)
-            other.load(other.release(listed.keys))
-            servers.append(other.server("beside", free_port(), cores=on.server))
         loads = (BUSY, BUSY_WITH_HITS, ALONE, *([SHOWN] if options.quick else AGENTS))
         results: Results = {}
         for turn in range(how.turns):

@@ -379,7 +379,7 @@ def _locked(host: Host, promises: list[str]) -> None:
 
 
 def _demos(host: Host, promises: list[str]) -> None:
-    for demo in ("scripts/demo", "scripts/demo --country", "scripts/demo --redis"):
+    for demo in ("scripts/demo", "scripts/demo --country"):
         host.does(demo, network=True)  # they install what they need
         promises.append(demo)
 

@@ -1,6 +1,5 @@
-/* echo PORT REALM [sctp]: an S13 server that looks at nothing, on 127.0.0.1: every ECR is answered 2001 and WHITELISTED at once. What
- * TCP, or SCTP, on loopback allows, and the measure for latencies. One thread; each read is answered by one write, over SCTP by one
- * for each answer. */
+/* echo PORT REALM: an S13 server that looks at nothing, on 127.0.0.1: every ECR is answered 2001 and WHITELISTED at once. What TCP on
+ * loopback allows, and the measure for latencies. One thread; each read is answered by one write. */
 #define _GNU_SOURCE
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -21,9 +20,6 @@ struct connection {
 	uint8_t in[BUFFER];
 };
 
-enum { SCTP_NODELAY = 3, SCTP_DEFAULT_SNDINFO = 34, PPID = 46 }; /* RFC 6458; numbers of Linux */
-
-static int sctp;
 static const char *realm;
 static uint8_t out_buffer[BUFFER * 4]; /* an answer is at most four times as long as its request */
 static char host[256];
@@ -55,7 +51,7 @@ static int write_all(int socket, const uint8_t *bytes, uint32_t length)
 {
 	for (ssize_t sent; length; bytes += sent, length -= sent) {
 		struct pollfd writable = {socket, POLLOUT, 0};
-		if ((sent = send(socket, bytes, sctp ? get24(bytes + 1) : length, MSG_NOSIGNAL)) < 0) {
+		if ((sent = send(socket, bytes, length, MSG_NOSIGNAL)) < 0) {
 			poll(&writable, 1, 1000);
 			sent = 0;
 			if (writable.revents != POLLOUT)
@@ -93,12 +89,11 @@ static int serve(struct connection *from)
 
 int main(int count, char **arguments)
 {
-	int listener = socket(AF_INET, SOCK_STREAM, (sctp = count > 3) ? IPPROTO_SCTP : 0), poll = epoll_create1(0), yes = 1;
-	struct { uint16_t stream, flags; uint32_t ppid, context; int32_t association; } how = {.ppid = htonl(PPID)};
+	int listener = socket(AF_INET, SOCK_STREAM, 0), poll = epoll_create1(0), yes = 1;
 	struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
 	struct epoll_event event = {.events = EPOLLIN}, events[64];
 	if (count < 3)
-		return fprintf(stderr, "usage: echo PORT REALM [sctp]\n"), 2;
+		return fprintf(stderr, "usage: echo PORT REALM\n"), 2;
 	address.sin_port = htons(atoi(arguments[1]));
 	realm = arguments[2];
 	snprintf(host, sizeof host, "echo.%s", realm);
@@ -114,9 +109,7 @@ int main(int count, char **arguments)
 				int socket = accept4(listener, NULL, NULL, SOCK_NONBLOCK);
 				if (socket < 0)
 					continue;
-				setsockopt(socket, sctp ? IPPROTO_SCTP : IPPROTO_TCP, sctp ? SCTP_NODELAY : TCP_NODELAY, &yes, sizeof yes);
-				if (sctp)
-					setsockopt(socket, IPPROTO_SCTP, SCTP_DEFAULT_SNDINFO, &how, sizeof how);
+				setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
 				from = calloc(1, sizeof *from);
 				from->socket = socket;
 				epoll_ctl(poll, EPOLL_CTL_ADD, socket, &(struct epoll_event){.events = EPOLLIN, .data.ptr = from});

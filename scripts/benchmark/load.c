@@ -1,4 +1,4 @@
-/* load NAME=VALUE...: asks an S13 server over TCP or SCTP as several MMEs do, holds it to every answer, and prints one JSON document.
+/* load NAME=VALUE...: asks an S13 server over TCP as several MMEs do, holds it to every answer, and prints one JSON document.
  *
  *   port= realm= host=        where to, and whose realm the MMEs are of; host is their Destination-Host's, if any
  *   connections= window=      each connection is an MME of its own, and has `window` requests under way
@@ -16,7 +16,6 @@
  *   always=0                  the server knows no list: this is to be answered, whatever the file says
  *   server=                   process ids, parted by commas: their processor time is measured too
  *   constant=1                the server gives one constant answer, in order: it is counted, and cannot be looked at
- *   sctp=1                    over SCTP, one Diameter message in each of its messages (RFC 6733 2.1)
  *   settle= patience=         seconds between the capabilities exchange and the first request, and for late answers at the end
  *
  * One thread on epoll, one write for each read. An answer's latency counts from the write of its request, or with `rate` from
@@ -44,7 +43,6 @@
 #include "wire.h"
 
 enum { RECEIVE = 1 << 18, REQUEST_ROOM = 1024, WINDOW_MAX = 1 << 15, CONNECTIONS_MAX = 1024, BEHIND_MAX = 4096, LENGTHS = 7, SESSION_DIGITS = 10, IMSI_DIGITS = 15 };
-enum { SCTP_NODELAY = 3, SCTP_RECVNXTINFO = 33, SCTP_DEFAULT_SNDINFO = 34, SCTP_NXTINFO = 4, PPID = 46 }; /* RFC 6458; numbers of Linux */
 enum { SLACK_NS = 1000 }; /* a wait ends so much too late at most; the kernel's 50,000 are as long as an answer takes */
 enum { PATIENCE_MS = 10000, QUESTION_BYTES = 16, IMEI_DIGITS = 14 };
 #define WAKE_EVERY 0.00005 /* s: with a rate, requests that are due within this time are sent together */
@@ -70,7 +68,7 @@ __attribute__((noreturn, format(printf, 1, 2))) static void give_up(const char *
 
 static struct {
 	const char *realm, *host, *questions, *server, *always, *name;
-	double port, connections, window, rate, warmup, seconds, constant, settle, patience, shed, sctp, behind, vary, on_wire;
+	double port, connections, window, rate, warmup, seconds, constant, settle, patience, shed, behind, vary, on_wire;
 } option = {.realm = "example", .name = "mme", .port = 3868, .connections = 1, .window = 1, .warmup = 1, .seconds = 3, .patience = 10};
 
 static void read_options(int count, char **arguments)
@@ -80,7 +78,6 @@ static void read_options(int count, char **arguments)
 		{"port", 0, &option.port}, {"connections", 0, &option.connections}, {"window", 0, &option.window}, {"rate", 0, &option.rate},
 		{"warmup", 0, &option.warmup}, {"seconds", 0, &option.seconds}, {"constant", 0, &option.constant}, {"settle", 0, &option.settle},
 		{"patience", 0, &option.patience}, {"name", &option.name, 0}, {"shed", 0, &option.shed}, {"behind", 0, &option.behind}, {"vary", 0, &option.vary}, {"on_wire", 0, &option.on_wire},
-		{"sctp", 0, &option.sctp},
 	};
 	for (int i = 1; i < count; i++) {
 		char *value = strchr(arguments[i], '='), *end = "";
@@ -302,8 +299,7 @@ static void wait_for_room(struct mme *one, int full)
 static void send_written(struct mme *by)
 {
 	while (by->socket >= 0 && by->sent < by->written) {
-		size_t size = option.sctp ? get24(by->out + by->sent + 1) : by->written - by->sent;
-		ssize_t sent = send(by->socket, by->out + by->sent, size, MSG_NOSIGNAL);
+		ssize_t sent = send(by->socket, by->out + by->sent, by->written - by->sent, MSG_NOSIGNAL);
 		if (sent >= 0)
 			by->sent += sent;
 		else if (errno == EAGAIN)
@@ -468,26 +464,21 @@ static void answer(struct mme *by, const uint8_t *request)
 	by->bytes_out += length;
 }
 
-/* Read once; whether there is another message already, as SCTP tells. */
-static int take(struct mme *by)
+static void take(struct mme *by)
 {
-	uint8_t beside[64];
-	struct iovec into = {by->in + by->filled, RECEIVE - by->filled};
-	struct msghdr header = {.msg_iov = &into, .msg_iovlen = 1, .msg_control = beside, .msg_controllen = option.sctp ? sizeof beside : 0};
-	ssize_t received = recvmsg(by->socket, &header, 0);
-	int another = received > 0 && header.msg_controllen >= sizeof(struct cmsghdr) && CMSG_FIRSTHDR(&header)->cmsg_type == SCTP_NXTINFO;
+	ssize_t received = recv(by->socket, by->in + by->filled, RECEIVE - by->filled, 0);
 	double at = now();
 	uint32_t start = 0, length;
 	if (received < 0 && errno == EAGAIN)
-		return 0;
+		return;
 	if (received <= 0)
-		return over(by), 0;
+		return over(by);
 	for (by->filled += received; by->filled - start >= HEADER; start += length) {
 		const uint8_t *message = by->in + start;
 		length = get24(message + 1);
 		if (message[0] != 1 || length < HEADER || length & 3 || length > RECEIVE) {
 			wrong.malformed++;
-			return over(by), 0;
+			return over(by);
 		}
 		if (by->filled - start < length)
 			break;
@@ -498,13 +489,11 @@ static int take(struct mme *by)
 			take_answer(by, message, length, at);
 	}
 	memmove(by->in, by->in + start, by->filled -= start);
-	return another;
 }
 
 static void receive(struct mme *by)
 {
-	while (take(by))
-		;
+	take(by);
 	if (!option.rate && !ending)
 		fill_window(by);
 	if (by->written && !by->full)
@@ -539,16 +528,9 @@ static void connect_mme(struct mme *one, int number)
 	uint32_t result = 0, length;
 	int yes = 1, window = option.window;
 	snprintf(one->host, sizeof one->host, "%s%d.%s", option.name, number + 1, option.realm);
-	one->socket = socket(AF_INET, SOCK_STREAM, option.sctp ? IPPROTO_SCTP : 0);
-	if (option.sctp) {
-		struct { uint16_t stream, flags; uint32_t ppid, context; int32_t association; } how = {.ppid = htonl(PPID)};
-		setsockopt(one->socket, IPPROTO_SCTP, SCTP_NODELAY, &yes, sizeof yes);
-		setsockopt(one->socket, IPPROTO_SCTP, SCTP_RECVNXTINFO, &yes, sizeof yes);
-		setsockopt(one->socket, IPPROTO_SCTP, SCTP_DEFAULT_SNDINFO, &how, sizeof how);
-	} else {
-		setsockopt(one->socket, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
-		setsockopt(one->socket, IPPROTO_TCP, TCP_CONGESTION, "reno", 4); /* bbr paces, on loopback too */
-	}
+	one->socket = socket(AF_INET, SOCK_STREAM, 0);
+	setsockopt(one->socket, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+	setsockopt(one->socket, IPPROTO_TCP, TCP_CONGESTION, "reno", 4); /* bbr paces, on loopback too */
 	if (connect(one->socket, (struct sockaddr *)&address, sizeof address))
 		give_up("port %.0f: %s", option.port, strerror(errno));
 	struct sockaddr_in ours;

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from eir.cli.output import table
 
 from . import network
-from .build import Missing, program
+from .build import program
 from .servers import REALM, Server, on_cores
 
 WHITELISTED = "0"
@@ -130,18 +130,6 @@ def begin(
     return options, cores(), times(options)
 
 
-def or_refused(read: Callable[[str], Read]) -> Callable[[str], Read]:
-    """Return a parser of an option's value that reports Missing as an error of the option."""
-
-    def read_or_refuse(value: str) -> Read:
-        try:
-            return read(value)
-        except Missing as e:
-            raise argparse.ArgumentTypeError(str(e)) from None
-
-    return read_or_refuse
-
-
 def times(options: argparse.Namespace) -> Times:
     """Return the times that the options give."""
     return Times(0.2, 0.1, 1) if options.quick else Times(options.seconds, options.warmup, options.turns)
@@ -173,7 +161,7 @@ def ask(
     words = {
         "port": server.port, "realm": REALM, "connections": load.connections, "window": load.window, "rate": load.rate, "on_wire": int(load.on_wire), "behind": load.behind, "vary": int(load.vary), "settle": SETTLE_S,
         "warmup": how.warmup, "seconds": how.seconds, "questions": questions, "server": ",".join(map(str, server.pids)),
-        "constant": int(server.constant), "sctp": int(server.sctp), "always": "" if server.lists else WHITELISTED,
+        "constant": int(server.constant), "always": "" if server.lists else WHITELISTED,
     }  # fmt: skip
     command = [program("load"), *(f"{name}={value}" for name, value in words.items())]
     for _ in range(ATTEMPTS_OF_SHORT - 1 if how.seconds < SHORT_S else 0):

@@ -15,7 +15,7 @@ Identity = "fd.{realm}";
 Realm = "{realm}";
 Port = {port};
 SecPort = 0;
-{only};
+No_SCTP;
 No_IPv6;
 ListenOn = "127.0.0.1";
 NoRelay;
@@ -52,11 +52,11 @@ def otp() -> Start:
         run(["erlc", "-o", code, code / "s13.erl"])
         run(["erlc", "-o", code, source])
 
-    def start(port: int, *, log: Path, cores: set[int], sctp: bool = False) -> Server:
+    def start(port: int, *, log: Path, cores: set[int]) -> Server:
         # One scheduler for each core that it may use, and no spinning of idle ones.
-        run_it = ["-run", "otp_server", "main", "sctp" if sctp else "tcp", str(port), REALM]
+        run_it = ["-run", "otp_server", "main", str(port), REALM]
         command = ["erl", "+S", f"{len(cores)}", "-noshell", "-noinput", "-pa", code, *run_it]
-        return Server("otp", command, port, log=log, cores=cores, sctp=sctp)
+        return Server("otp", command, port, log=log, cores=cores)
 
     return start
 
@@ -72,31 +72,20 @@ def freediameter() -> Start:
     if is_older(extension, source):
         run(["gcc", "-O2", "-shared", "-fPIC", "-o", extension, source])
     if not certificate.exists():  # it does not start without one, although nobody here speaks TLS
-        kind = [
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-days",
-            "3650",
-            "-subj",
-            f"/CN=fd.{REALM}",
-        ]
-        run(["openssl", "req", "-x509", *kind, "-keyout", key, "-out", certificate])
+        kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "3650"]
+        run(["openssl", "req", "-x509", *kind, "-subj", f"/CN=fd.{REALM}", "-keyout", key, "-out", certificate])
 
-    def start(port: int, *, log: Path, cores: set[int], sctp: bool = False) -> Server:
+    def start(port: int, *, log: Path, cores: set[int]) -> Server:
         conf, allowed = log.with_suffix(".conf"), log.with_suffix(".allowed")
         allowed.write_text(f"ALLOW_IPSEC *.{REALM}\n")
         named = {
-            "only": "No_TCP" if sctp else "No_SCTP",
             "certificate": certificate,
             "key": key,
             "extension": extension,
             "allowed": allowed,
         }
         conf.write_text(FREEDIAMETER_CONF.format(port=port, realm=REALM, **named))
-        return Server("freediameter", ["freeDiameterd", "-c", conf], port, log=log, cores=cores, sctp=sctp)
+        return Server("freediameter", ["freeDiameterd", "-c", conf], port, log=log, cores=cores)
 
     return start
 

@@ -22,8 +22,6 @@ END_S = 15.0
 IDLE_S, IDLE_SHARE = 0.25, 0.1
 """A server is at rest when it computes for less than this share of that time."""
 
-ENDPOINTS = Path("/proc/net/sctp/eps")
-
 Start = Callable[..., "Server"]
 """Function that starts a server, from port, log and cores."""
 
@@ -50,13 +48,12 @@ def on_cores(cores: set[int]) -> Iterator[None]:
 
 
 class Server:
-    """Running server. `constant`: it gives one answer to all requests; `lists`: it has a list and looks devices up; `sctp`: it speaks SCTP."""
+    """Running server. `constant`: it gives one answer to all requests; `lists`: it has a list and looks devices up."""
 
     def __init__(
         self, name: str, command: Sequence[str | Path], port: int, *, log: Path, cores: set[int], constant: bool = False, lists: bool = False,
-        sctp: bool = False,
     ) -> None:  # fmt: skip
-        self.name, self.port, self.constant, self.lists, self.sctp = name, port, constant, lists, sctp
+        self.name, self.port, self.constant, self.lists = name, port, constant, lists
         self.ready_s = 0.0
         """From its start until it took a connection."""
         self._log = log
@@ -83,12 +80,8 @@ class Server:
         while time.perf_counter() < end:
             if self._process.poll() is not None:
                 break
-            if self.sctp:
-                if str(self.port) in (row.split()[5] for row in ENDPOINTS.read_text().splitlines()[1:]):
-                    return  # freeDiameter would end, if somebody connected and were gone before it looks
-            else:
-                with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                    return
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return
             time.sleep(0.005)
         raise Failed(f"{self.name} does not serve on port {self.port}: {self._log.read_text()[-2000:]}")
 
@@ -167,8 +160,8 @@ def echo() -> Start:
     """Run the C echo (echo.c)."""
     made = program("echo")
 
-    def start(port: int, *, log: Path, cores: set[int], name: str = "echo", sctp: bool = False) -> Server:
-        return Server(name, [made, str(port), REALM, *["sctp"] * sctp], port, log=log, cores=cores, sctp=sctp)
+    def start(port: int, *, log: Path, cores: set[int]) -> Server:
+        return Server("echo", [made, str(port), REALM], port, log=log, cores=cores)
 
     return start
 

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,7 +20,6 @@ from eir.lists.record.settings import DEVICES, PAIRS, TYPES
 from eir.lists.releases.publish import ReleaseSpec, publish
 from eir.lists.stores.open import COPIES, SQLITE, open_store
 
-from .build import Missing, run
 from .questions import QUICK_QUESTIONS, Keys, scattered, write_list, write_questions
 from .servers import REALM, Server, on_cores
 
@@ -34,15 +32,6 @@ REST_S, LOOK_S = 120, 0.1
 EIR = [sys.executable, "-P", "-m", "eir"]
 
 
-def program_of(tree: Path) -> Sequence[str]:
-    """Return the command for `eir` of another tree, which works in any folder. Raises Missing if it would run the `eir` of a third tree."""
-    python = tree.absolute() / ".venv" / "bin" / "python"
-    with suppress(Missing):
-        if Path(run([python, "-P", "-c", "import eir; print(eir.__file__)"])).is_relative_to(tree.resolve()):
-            return [str(python), *EIR[1:]]
-    raise Missing(f"{tree} has no environment of its own: run {tree / 'scripts' / 'setup'}")
-
-
 class Site:
     """Folder of a host; no process runs in it until `server` is entered."""
 
@@ -53,11 +42,8 @@ class Site:
         loader_cores: set[int] | None = None,
         store: str = SQLITE,
         kind: str = DEVICES,
-        program: Sequence[str] = EIR,
     ) -> None:
-        """`program`: the command for `eir`, possibly of another tree."""
         self.folder = folder
-        self._program = list(program)
         self._kind = kind
         self.state = folder / "var"
         self.store = store
@@ -104,31 +90,28 @@ class Site:
         began = time.perf_counter()
         with on_cores(self._loader_cores):
             subprocess.run(
-                [*self._program, "load", "--force", "-c", self.configure(0, **more), "--json", manifest],
+                [*EIR, "load", "--force", "-c", self.configure(0, **more), "--json", manifest],
                 check=True,
                 stdout=subprocess.DEVNULL,
             )
         return time.perf_counter() - began
 
-    def server(self, name: str, port: int, *, cores: set[int], sctp: bool = False, **more: Any) -> Server:
+    def server(self, name: str, port: int, *, cores: set[int], **more: Any) -> Server:
         """Run `eir serve` on this host."""
-        if sctp:
-            more["listen"] = [f"sctp://127.0.0.1:{port}"]
         path = self.configure(port, **more)
         return Server(
             name,
-            [*self._program, "serve", "-c", path],
+            [*EIR, "serve", "-c", path],
             port,
             log=self.folder / f"{name}.log",
             cores=cores,
             lists=True,
-            sctp=sctp,
         )
 
     def eir(self, port: int, *arguments: str) -> Any:
         """Return the JSON output of another command."""
         done = subprocess.run(
-            [*self._program, *arguments, "-c", self.folder / f"eir-{port}.yaml", "--json"],
+            [*EIR, *arguments, "-c", self.folder / f"eir-{port}.yaml", "--json"],
             check=True,
             stdout=subprocess.PIPE,
         )

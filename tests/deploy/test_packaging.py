@@ -44,7 +44,8 @@ def test_a_wheel_holds_what_is_there_and_nothing_that_is_gone(tmp_path):
     there = {
         str(path.relative_to(tmp_path))
         for path in (tmp_path / "eir").rglob("*")
-        if path.suffix in {".py", ".pyi", ".json", ".service", ".sql", ".html", ".css", ".js"} or path.name == "py.typed"
+        if path.suffix in {".py", ".pyi", ".json", ".service", ".sql", ".html", ".css", ".js"}
+        or path.name == "py.typed"
     }
     compiled = {"eir/interfaces/s13/_lane.abi3.so"} if shutil.which("gcc") else set()
     assert names - there == compiled | {"eir/node/processes/RUNBOOK.md"}

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +13,6 @@ from pathlib import Path
 
 import pytest
 from benchmark import build, questions
-from benchmark.site import Missing, program_of
-from in_kernel import has_sctp
 from simulated.hostile import processes
 from simulated.node import is_gone, until
 from simulated.patience import PATIENCE_S, PROGRAM_S
@@ -31,11 +28,9 @@ PARTS = {
     "ecr": ("--connections", "2", "--windows", "1", "16", "--rates", "20000"),
     "peers": ("--peer", "otp", "--peer", "freediameter"),
     "sizes": ("--entries", "1000", "50000"),
-    "n5g": ("--no-application",),
-} | dict.fromkeys(("first-seen", "feed", "map", "follow", "load", "tamper"), ())
+} | dict.fromkeys(("n5g", "first-seen", "feed", "map", "follow", "load", "tamper"), ())
 """Arguments of each part's smallest form."""
 FORMS = {part: (part, *more) for part, more in PARTS.items()} | {
-    "ecr over SCTP": ("ecr", "--transport", "sctp", "--windows", "8", "--only"),
     "sizes of pairs": ("sizes", "--pairs", *PARTS["sizes"]),
     "sizes in Redis": ("sizes", "--redis", *PARTS["sizes"]),
 }
@@ -66,8 +61,6 @@ def running(request):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_part_prints_its_table(running, form):
     """A part ends with status 1 if an answer was wrong."""
-    if "SCTP" in form and not (has_sctp() or shutil.which("linux.uml")):
-        pytest.skip("no SCTP in this kernel, and no user-mode-linux to run it in")
     done = running[form].result()
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.splitlines()[1:] if re.search(r"\d", line)], done.stdout
@@ -260,26 +253,3 @@ def test_wrong_arguments():
         done = subprocess.run([build.program("load"), *words], capture_output=True, text=True, check=False)
         assert done.returncode == 2
         assert done.stderr.startswith("load: ")
-
-
-class TestProgramOfAnotherTree:
-    def tree(self, folder, *, has_program):
-        """A tree whose Python is this one; with a program of its own, that is what this Python imports there."""
-        python = folder / ".venv" / "bin" / "python"
-        python.parent.mkdir(parents=True)
-        python.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} "$@"\n')
-        python.chmod(0o755)
-        if has_program:
-            (folder / "eir").mkdir()
-            (folder / "eir" / "__init__.py").touch()
-        return folder
-
-    def test_is_its_own(self, tmp_path):
-        python, *module = program_of(self.tree(tmp_path, has_program=True))
-        assert python == str(tmp_path / ".venv" / "bin" / "python")
-        assert module == ["-P", "-m", "eir"]
-
-    def test_is_missing_without_an_environment_of_its_own(self, tmp_path):
-        for tree in (tmp_path / "none", self.tree(tmp_path / "other", has_program=False)):
-            with pytest.raises(Missing, match="scripts/setup"):
-                program_of(tree)

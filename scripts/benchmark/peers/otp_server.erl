@@ -1,5 +1,5 @@
 %% otp_server: an S13 server on OTP's diameter application that answers every check with WHITELISTED.
-%%   erl -noshell -noinput -pa EBIN -run otp_server main tcp|sctp PORT REALM
+%%   erl -noshell -noinput -pa EBIN -run otp_server main PORT REALM
 %% Set for speed: messages are decoded to maps, texts stay binaries, answers go out without Nagle's delay.
 -module(otp_server).
 -export([main/1]).
@@ -10,7 +10,7 @@
 -define(S13, 16777252).
 -define(TGPP, 10415).
 
-main([Transport, Port, Realm]) ->
+main([Port, Realm]) ->
     Host = "otp." ++ Realm,
     persistent_term:put(?MODULE, {list_to_binary(Host), list_to_binary(Realm)}),
     ok = diameter:start(),
@@ -21,13 +21,8 @@ main([Transport, Port, Realm]) ->
         {'Origin-Host', Host}, {'Origin-Realm', Realm}, {'Vendor-Id', ?TGPP}, {'Product-Name', "otp"},
         {'Supported-Vendor-Id', [?TGPP]}, {'Vendor-Specific-Application-Id', [Offered]},
         {decode_format, map}, {string_decode, false}, {restrict_connections, false} | Applications]),
-    {Module, More} = transport(Transport),
-    Listen = [{ip, {127, 0, 0, 1}}, {port, list_to_integer(Port)}, {reuseaddr, true} | More],
-    {ok, _} = diameter:add_transport(?MODULE, {listen, [{transport_module, Module}, {transport_config, Listen}]}).
-
-transport("tcp") -> {diameter_tcp, [{nodelay, true}]};
-%% Its own default for what may wait to be read is 1 KiB, which a few requests fill.
-transport("sctp") -> {diameter_sctp, [{sctp_nodelay, true}, {recbuf, 262144}]}.
+    Listen = [{ip, {127, 0, 0, 1}}, {port, list_to_integer(Port)}, {reuseaddr, true}, {nodelay, true}],
+    {ok, _} = diameter:add_transport(?MODULE, {listen, [{transport_module, diameter_tcp}, {transport_config, Listen}]}).
 
 handle_request(#diameter_packet{msg = ['ECR' | Request], errors = []}, _Service, _Peer) ->
     #{'Session-Id' := Session, 'Terminal-Information' := #{'IMEI' := [_]}} = Request,
