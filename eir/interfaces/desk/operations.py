@@ -7,8 +7,9 @@ the name of the user, and its function returns when the journal of this host has
 import asyncio
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eir.checks.explain import explain, option_fault, question_of
+from eir.checks.question import Question
 from eir.device import TAC_DIGITS, device_key, imsi_key, key_text, strip_separators
 from eir.errors import EntryRefused
 from eir.interfaces.interface import NodeCalls, SharedSettings
@@ -49,6 +51,7 @@ from eir.lists.rows.layout import TIME_MAX, begin_seconds, until_seconds
 from eir.lists.stores.open import JOURNAL
 from eir.lists.table.columns import NO_COLUMNS, NO_ROWS, SECONDS, TableRows
 from eir.lists.table.table import merge, not_ended
+from eir.wire.peers.rate import Buckets
 from eir.wire.web.passwords import CHANGE
 
 SEARCH = "search"
@@ -61,6 +64,10 @@ ON_THE_HOST = "use `eir add` or `eir remove` with --force on the host of the nod
 CHECKS_SHOWN, CHANGES_SHOWN, CHANGES_READ = 20, 20, 1_000
 """Maximum numbers of checks and of changes in the result of a search, and of events that are read for them."""
 CHECKS_SINCE = timedelta(days=30)
+SEARCHES_A_SECOND, SEARCHES_BURST = 4.0, 40.0
+"""Searches of one user: maximum per second, and maximum number at once."""
+PAUSE_S_MAX = 1.0
+"""Longest pause in seconds after a search."""
 
 
 class DeskError(Exception):
@@ -145,6 +152,9 @@ class DeskOperations:
     def __init__(self, local: LocalWriter, reader: ListReader, node: NodeCalls, numbers: Any) -> None:
         self._local, self._reader, self._node, self._numbers = local, reader, node, numbers
         self._shared: Any = None
+        self._rates = Buckets(SEARCHES_A_SECOND, SEARCHES_BURST)
+        """Buckets of searches by user."""
+        self._one = asyncio.Lock()
 
     def apply(self, shared: SharedSettings) -> None:
         """Apply new settings of the node."""
@@ -287,14 +297,25 @@ class DeskOperations:
 
     # History
 
-    async def changes(
-        self, *, since: str = "", name: str | None = None, limit: int = CHANGES_READ
-    ) -> list[dict[str, Any]]:
+    async def changes(self, *, since: str = "", limit: int = CHANGES_READ) -> list[dict[str, Any]]:
         """Return the newest changes of lists with their authors, oldest first. `since`: only changes from this time on."""
+        async with self._turn():
+            return [_change_document(event) for event in await self._events(since, limit)]
+
+    async def _events(self, since: str = "", limit: int = CHANGES_READ) -> list[JournalEvent]:
+        """Return the newest changes in the journal of this host."""
         events = await asyncio.to_thread(
-            read_events, self._journal, name=name, since=since, series=(MAIN, FEED), limit=limit, witnesses=False
+            read_events, self._journal, since=since, series=(MAIN, FEED), limit=limit, witnesses=False
         )
-        return [_change_document(event) for event in events if event.change is not None]
+        return [event for event in events if event.change is not None]
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Wait for the end of other searches, and pause after this one as long as it took: searches cannot delay the process's other interfaces much."""
+        async with self._one:
+            began = time.monotonic()
+            yield
+            await asyncio.sleep(min(time.monotonic() - began, PAUSE_S_MAX))
 
     async def undo(self, user: DeskUser, name: str, number: int) -> None:
         """Undo a change of a local list by the same user. All its rows must still be as the change left them.
@@ -352,9 +373,11 @@ class DeskOperations:
             imsi: IMSI, or `+NUMBER` of the table of numbers; may be empty.
 
         Raises:
-            DeskError: 404 for an unknown number, 422 for a wrong identifier.
+            DeskError: 404 for an unknown number, 422 for a wrong identifier, 429 above SEARCHES_A_SECOND.
             StoreError: if a list cannot be read.
         """
+        if not self._rates.of(user.name, now := time.monotonic()).try_spend(now):
+            raise DeskError(429, "rate", f"more than {SEARCHES_A_SECOND:g} searches a second; search again later")
         imei, imsi = strip_separators(imei), strip_separators(imsi)
         if imsi:
             await self._node.record_event(
@@ -373,7 +396,12 @@ class DeskOperations:
         if wrong := option_fault(question):
             raise DeskError(422, "identifier", wrong.removeprefix("--imsi "))
         key, subscriber = device_key(imei) if imei else None, imsi_key(imsi) if imsi else 0
-        answer = None
+        async with self._turn():
+            return {"imei": imei or None, "imsi": imsi or None, **await self._known(user, question, key, subscriber)}
+
+    async def _known(self, user: DeskUser, question: Question, key: int | None, subscriber: int) -> dict[str, Any]:
+        """Return what is known of a device or a subscriber by their keys."""
+        imsi, answer = question.imsi, None
         if key is not None:
             answer = await explain(
                 question,
@@ -384,10 +412,12 @@ class DeskOperations:
             )
         rows = [row for name in self._shared.lists for row in await self._listed(user, name, key, subscriber)]
         wanted = {text for text in (key_text(key) if key is not None else "", imsi) if text}
-        changes = [each for each in await self.changes() if any(wanted & set(row.values()) for row in each["rows"])]
+        events = [
+            each for each in await self._events() if any(not wanted.isdisjoint(row.values()) for row in each.rows)
+        ]
         return {
-            "imei": imei or None, "imsi": imsi or None, "answer": answer.as_json() if answer else None, "rows": rows,
-            "checks": await self._checks(key, imsi), "changes": changes[-CHANGES_SHOWN:],
+            "answer": answer.as_json() if answer else None, "rows": rows, "checks": await self._checks(key, imsi),
+            "changes": [_change_document(each) for each in events[-CHANGES_SHOWN:]],
         }  # fmt: skip
 
     async def _listed(self, user: DeskUser, name: str, key: int | None, subscriber: int) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from eir.errors import IdentifierError, silent
 from eir.interfaces import desk
 from eir.interfaces.desk import api
 from eir.interfaces.desk.api import BURST, DeskApi
-from eir.interfaces.desk.operations import DeskError
+from eir.interfaces.desk.operations import SEARCHES_BURST, DeskError
 from eir.interfaces.desk.service import DeskService
 from eir.interfaces.interface import NodeCalls
 from eir.lists.log.reader import read_content
@@ -176,6 +176,13 @@ async def test_each_user_has_a_rate_of_their_own(ask):
     statuses = [(await ask("GET", "/v1/lists"))[0] for _ in range(int(BURST) + 50)]
     assert (statuses[0], statuses[-1]) == (200, 429)
     assert (await ask("GET", "/v1/lists", user=BERT))[0] == 200
+
+
+async def test_each_user_has_a_rate_of_searches_of_their_own(ask):
+    found = await asyncio.gather(*(ask("GET", f"/v1/devices/{IMEI}") for _ in range(int(SEARCHES_BURST) + 20)))
+    statuses = [status for status, *_ in found]
+    assert (statuses[0], statuses[-1]) == (200, 429)
+    assert (await ask("GET", f"/v1/devices/{IMEI}", user=BERT))[0] == 200
 
 
 def test_the_document_has_the_paths_the_parameters_and_the_values_of_the_api():
