@@ -15,7 +15,7 @@ VAGUE = {"take", "tell", "look", "put", "keep", "give", "hold", "see", "say", "s
 VAGUE_MAX = 4
 PHRASES = {
     r"what(?:ever)?": (12, "the noun itself: 'the value', 'limits on one peer'"),
-    r"says?|said|tells?|told": (5, "sends, returns, logs, names, states"),
+    r"says?|said|tells?|told": (4, "sends, returns, logs, names, states"),
     r"anew|is there no more|are there no more|whoever|whichever|besides|nobody's|nobody|of which|as it should be|lets? go of|stands? back|hands? (?:it|them|on|over)": (
         1, "again; was removed; any client; in addition to; no client; a sentence of its own; correct; releases; lowers its priority; passes",
     ),

@@ -1,14 +1,19 @@
 """Common code of `bench` and `soak`: a part is a module beside this file, and runs in the project's environment."""
 
+import argparse
 import importlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PYTHON = HERE.parent / ".venv" / "bin" / "python"
@@ -33,6 +38,28 @@ def run(script: str, said: str | None, arguments: list[str]) -> int:
         return 2
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that servers end, and folders go
     return int(_module(name, arguments[0]).main(arguments[1:]))
+
+
+def seeded(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Add the option for the seed of all random values, parse the options, and print the seed."""
+    parser.formatter_class = argparse.RawTextHelpFormatter
+    parser.add_argument(
+        "--seed", type=int, default=secrets.randbits(32), help="seed of all random values (default: random)"
+    )
+    options = parser.parse_args(arguments)
+    print(f"seed {options.seed}", flush=True)
+    return options
+
+
+@contextmanager
+def site() -> Iterator[Any]:
+    """Make a host with a publisher in a temporary folder (simulated.node.Site)."""
+    from simulated.node import Publisher, Site  # noqa: PLC0415 - only in the project's environment
+
+    with tempfile.TemporaryDirectory(prefix="eir-soak-") as name:
+        (Path(name) / "publisher").mkdir()
+        with Site(Path(name) / "site", Publisher(Path(name) / "publisher")) as made:
+            yield made
 
 
 def report(broken: Sequence[str]) -> int:

@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from parts import seeded
 from simulated.certificates import Authority
 from simulated.floods import FLOODS
 from simulated.issuer import Issuer, jwks
@@ -315,7 +316,7 @@ def main(arguments: list[str]) -> int:
     options_of.add_argument(
         "--quick", action="store_true", help="each flood and each turn once; latency and memory have no limits"
     )
-    options = options_of.parse_args(arguments)
+    options = seeded(options_of, arguments)
     with world(options, Attacked, own={"local": True}) as (made, settings):
         place = made.configure(settings)
         made.site.start()

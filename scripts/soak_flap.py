@@ -6,23 +6,17 @@ again. Afterwards descriptors, tasks and connections have their earlier numbers.
 
 import argparse
 import asyncio
-import secrets
-import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-from parts import enter_sctp
+from parts import enter_sctp, report, seeded, site
 from simulated.hostile import Steady, accounts, at_rest, beside, flap, memory_mb, settled
-from simulated.node import LISTED, Publisher, Site
+from simulated.node import LISTED
 
 
 def main(arguments: list[str]) -> int:
     """Run the part `flap` of scripts/soak."""
-    parser = argparse.ArgumentParser(
-        prog="soak flap", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="soak flap", description=__doc__)
     parser.add_argument("--peers", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument(
@@ -30,31 +24,20 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--late", type=float, default=1.0, help="seconds after which an answer is late (1)")
     parser.add_argument(
-        "--seed", type=int, default=secrets.randbits(32), help="seed of the peers' actions (default: random)"
-    )
-    parser.add_argument(
         "--transport",
         choices=("tcp", "sctp"),
         default="tcp",
         help="sctp: in a kernel of scripts/sctp if this kernel has none",
     )
-    options = parser.parse_args(arguments)
-    if options.transport == "sctp":
+    if "sctp" in arguments:
         enter_sctp()
-    print(f"seed {options.seed}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="eir-soak-") as name:
-        folder = Path(name)
-        (folder / "publisher").mkdir()
-        with Site(folder / "site", Publisher(folder / "publisher")) as site:
-            site.load([LISTED])
-            site.configure(
-                listen=[f"{options.transport}://127.0.0.1:0"],
-                limits={"source_unidentified_max": options.peers + 8},
-            )
-            broken = asyncio.run(_soak(site.start(), options))
-    for promise in broken:
-        print(f"not kept: {promise}", file=sys.stderr)
-    return 1 if broken else 0
+    options = seeded(parser, arguments)
+    with site() as host:
+        host.load([LISTED])
+        host.configure(
+            listen=[f"{options.transport}://127.0.0.1:0"], limits={"source_unidentified_max": options.peers + 8}
+        )
+        return report(asyncio.run(_soak(host.start(), options)))
 
 
 async def _soak(node: Any, options: argparse.Namespace) -> list[str]:

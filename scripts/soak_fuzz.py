@@ -7,16 +7,12 @@ without connections.
 
 import argparse
 import asyncio
-import secrets
-import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from parts import enter_sctp
+from parts import enter_sctp, report, seeded, site
 from simulated import hostile_msc, hostile_osmo
 from simulated.hostile import (
     Fuzzed,
@@ -32,7 +28,7 @@ from simulated.hostile import (
     seconds_of_processor,
     settled,
 )
-from simulated.node import LISTED, Publisher, Site
+from simulated.node import LISTED, Site
 from simulated.osmo_wire import Hlr
 from simulated.servers import free_port
 
@@ -92,43 +88,31 @@ PROTOCOLS = {
 
 def main(arguments: list[str]) -> int:
     """Run the part `fuzz` of scripts/soak."""
-    parser = argparse.ArgumentParser(
-        prog="soak fuzz", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="soak fuzz", description=__doc__)
     parser.add_argument("--protocol", choices=PROTOCOLS, default="s13")
     parser.add_argument(
         "--messages",
         type=int,
-        help="number of messages: 1,000,000 (map, gsup: 300,000); over SCTP a tenth, in pieces of random length",
+        help="number: 1,000,000 (map, gsup: 300,000); over SCTP a tenth, in pieces of random length",
     )
     parser.add_argument("--sessions", type=int, help="number of sessions: 10,000 (map, gsup: 3,000); over SCTP a tenth")
-    parser.add_argument(
-        "--seed", type=int, default=secrets.randbits(32), help="seed of the mutations (default: random)"
-    )
     parser.add_argument(
         "--transport",
         choices=("tcp", "sctp"),
         default="tcp",
-        help="transport of s13; sctp: in a kernel of scripts/sctp if this kernel has none",
+        help="of s13; sctp: in a kernel of scripts/sctp if this kernel has none",
     )
-    options = parser.parse_args(arguments)
-    if options.transport == "sctp":
-        if options.protocol != "s13":
-            parser.error("--transport goes with --protocol s13")
+    if "sctp" in arguments:
         enter_sctp()
+    options = seeded(parser, arguments)
+    if options.transport == "sctp" and options.protocol != "s13":
+        parser.error("--transport goes with --protocol s13")
     protocol, share = PROTOCOLS[options.protocol], 10 if options.transport == "sctp" else 1
     options.messages = protocol.messages // share if options.messages is None else options.messages
     options.sessions = protocol.sessions // share if options.sessions is None else options.sessions
-    print(f"seed {options.seed}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="eir-soak-") as name:
-        folder = Path(name)
-        (folder / "publisher").mkdir()
-        with Site(folder / "site", Publisher(folder / "publisher")) as site:
-            site.load([LISTED])
-            broken = asyncio.run(_soak(site, protocol, options))
-    for promise in broken:
-        print(f"not kept: {promise}", file=sys.stderr)
-    return 1 if broken else 0
+    with site() as host:
+        host.load([LISTED])
+        return report(asyncio.run(_soak(host, protocol, options)))
 
 
 async def _soak(site: Site, protocol: Protocol, options: argparse.Namespace) -> list[str]:

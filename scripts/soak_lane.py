@@ -8,11 +8,10 @@ import argparse
 import multiprocessing
 import os
 import random
-import secrets
-import sys
 import time
 from typing import Any
 
+from parts import report, seeded
 from simulated import lanes
 
 from eir.checks.settings import PolicySettings, Rule, Status
@@ -34,16 +33,12 @@ POLICIES = (
 
 def main(arguments: list[str]) -> int:
     """Run the part `lane` of scripts/soak."""
-    parser = argparse.ArgumentParser(
-        prog="soak lane", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="soak lane", description=__doc__)
     parser.add_argument("--messages", type=int, default=MESSAGES, help=f"{MESSAGES:,} by default")
-    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="seed (default: random)")
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count(), help="number of processes (default: number of processors)"
     )
-    options = parser.parse_args(arguments)
-    print(f"seed {options.seed}", flush=True)
+    options = seeded(parser, arguments)
     began = time.monotonic()
     share = -(-options.messages // options.processes)
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
@@ -53,9 +48,9 @@ def main(arguments: list[str]) -> int:
     print(
         f"{sent:,} messages, of which the lane answered {taken:,}; {len(different)} of {options.processes} processes found a difference; {time.monotonic() - began:.0f} s"
     )
-    for message in different:
-        print(f"differs: {message}", file=sys.stderr)
-    return 1 if different or not taken else 0
+    return report(
+        [*(f"differs: {message}" for message in different), *(() if taken else ("the lane answered no message",))]
+    )
 
 
 def _compare(seed: str, messages: int) -> tuple[int, int, str | None]:

@@ -11,7 +11,6 @@ import difflib
 import os
 import random
 import re
-import secrets
 import shutil
 import signal
 import subprocess
@@ -22,6 +21,8 @@ from collections.abc import Iterator
 from itertools import count, pairwise
 from pathlib import Path
 from typing import NamedTuple
+
+from parts import seeded
 
 ROOT = Path(__file__).resolve().parent.parent
 ASIDE = shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info")
@@ -272,15 +273,13 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="soak mutants", description=__doc__)
     parser.add_argument("where", metavar="FOLDER", help="folder or file of the repository that gets the faults")
     parser.add_argument("--faults", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="seed of the draw (default: random)")
     parser.add_argument("--at-least", type=float, default=90.0, help="minimum percentage of noticed faults")
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    options = seeded(parser, arguments)
     root = options.root.resolve()
     drawn = draw(root / options.where, options.seed)[: options.faults]
     if not drawn:
         parser.error(f"no fault can be drawn in {options.where}")
-    print(f"seed {options.seed}", flush=True)
     noticed = 0
     with tempfile.TemporaryDirectory(prefix="eirm") as folder:
         copy = Copy(root, Path(folder))

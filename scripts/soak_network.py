@@ -10,7 +10,6 @@ import contextlib
 import os
 import random
 import re
-import secrets
 import signal
 import socket
 import tempfile
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from benchmark.servers import redis_program
-from parts import report
+from parts import report, seeded
 from simulated.node import Publisher, Site, children
 from simulated.servers import Server, free_port
 from simulated.wire import REALM
@@ -284,7 +283,6 @@ def world(
     options: argparse.Namespace, kind: type[World] = World, **lists: Any
 ) -> Iterator[tuple[World, dict[str, Any]]]:
     """Start a Redis with the users of the page, and make a node's host and a loader's host; yield them, and the settings of both."""
-    print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="eir-soak-") as name:
         folder = Path(name)
         (folder / "publisher").mkdir()
@@ -320,12 +318,9 @@ def world(
 
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     """Return a parser with the options of both soaks of a network."""
-    made = argparse.ArgumentParser(prog=f"soak {name}", description=doc, formatter_class=argparse.RawTextHelpFormatter)
+    made = argparse.ArgumentParser(prog=f"soak {name}", description=doc)
     made.add_argument("--seconds", type=float, default=600)
     made.add_argument("--mmes", type=int, default=64)
-    made.add_argument(
-        "--seed", type=int, default=secrets.randbits(32), help="seed of all random values (default: random)"
-    )
     return made
 
 
@@ -333,7 +328,7 @@ def main(arguments: list[str]) -> int:
     """Run the part `network` of scripts/soak."""
     options_of = parser("network", __doc__)
     options_of.add_argument("--turns", type=int, default=0, help="number of turns; 0: until the time is over")
-    options = options_of.parse_args(arguments)
+    options = seeded(options_of, arguments)
     with world(options, World) as (made, settings):
         made.ports = [free_port(), free_port()]
         made.site.configure(

@@ -6,36 +6,20 @@ after each of these.
 
 import argparse
 import asyncio
-import secrets
-import sys
-import tempfile
-from pathlib import Path
 
 from benchmark.servers import redis_program
-from simulated.node import Publisher, Site
+from parts import report, seeded, site
 from simulated.random_policies import Run
 from simulated.servers import Server
 
 
 def main(arguments: list[str]) -> int:
     """Run the part `policies` of scripts/soak."""
-    parser = argparse.ArgumentParser(
-        prog="soak policies", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="soak policies", description=__doc__)
     parser.add_argument("--policies", type=int, default=400)
     parser.add_argument("--questions", type=int, default=1000, help="number of questions under each policy")
-    parser.add_argument(
-        "--seed", type=int, default=secrets.randbits(32), help="seed of all random values (default: random)"
-    )
-    options = parser.parse_args(arguments)
-    print(f"seed {options.seed}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="eir-soak-") as name, Server(redis_program()) as server:
-        folder = Path(name)
-        (folder / "publisher").mkdir()
-        with Site(folder / "site", Publisher(folder / "publisher")) as site:
-            figures = asyncio.run(Run(site, options.seed, server).run(options.policies, options.questions))
-    for line in figures.lines():
-        print(line)
-    for wrong in figures.wrong[:10]:
-        print(f"not kept: {wrong}", file=sys.stderr)
-    return 1 if figures.wrong else 0
+    options = seeded(parser, arguments)
+    with Server(redis_program()) as server, site() as host:
+        figures = asyncio.run(Run(host, options.seed, server).run(options.policies, options.questions))
+    print(*figures.lines(), sep="\n")
+    return report(figures.wrong)
