@@ -255,6 +255,7 @@ QUIET = (
     "eir_nrf_",
     "eir_inbox_",
     "eir_source_",
+    "eir_desk_",
     "eir_feed_",
     "eir_device_authenticity_",
     "eir_clients_",
