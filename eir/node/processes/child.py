@@ -138,8 +138,6 @@ class Child:
         self.is_spared = is_spared
         self.process: Process | None = None
         """Running process, if any."""
-        self.channel: Channel | None = None
-        """Channel to the process; None while the process does not run."""
         self.is_late = False
         """True if the process has not answered the last request."""
         self._report = report
@@ -150,10 +148,15 @@ class Child:
         self._past: metrics.Snapshot = {}
         """Counters of ended processes."""
 
+    @property
+    def channel(self) -> Channel | None:
+        """Channel to the process; None while the process does not run."""
+        return None if self.process is None else self.process.channel
+
     async def attend(self, process: Process) -> None:
         """Send a new process its settings, then handle its calls until it closes the channel."""
         channel = process.channel
-        self.process, self.channel = process, channel
+        self.process = process
         self._greet(process)
         asking = asyncio.create_task(self._ask_counters(process))
         handlers = {"counted": self.count, **self._handlers(process)}
@@ -163,7 +166,7 @@ class Child:
             asking.cancel()
             self._past = metrics.merge([self._past, metrics.lasting_counters(self._counters)])
             self._counters = {}
-            self.process = self.channel = None
+            self.process = None
             self.is_late = False
             self._left(process)
 
