@@ -55,7 +55,7 @@ class Figures:
         """Seconds that the MMEs waited for their answers."""
         self.broken: list[str] = []
         self.may_cut: Collection[str] = ()
-        """Kinds of questions whose connections may end now."""
+        """Kinds of questions that may lose their connections at present."""
         self.may_refuse = False
         """Redis or the journal's writer may be away: an interface that needs them may answer 503."""
 

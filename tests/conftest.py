@@ -29,7 +29,7 @@ elsewhere = in_kernel.Elsewhere()
 settings.register_profile("long", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no fault of a test: nothing in hypothesis goes by the clock."""
 settings.register_profile("same", settings.get_profile("long"), derandomize=True, max_examples=40)
-"""The same examples each time: who changes one thing is told of that alone. Others, and more of them, are for `--long`."""
+"""Each run has the same examples, so that a new failure comes from the change. `--long` draws other examples, and more of them."""
 settings.load_profile("same")
 os.environ.setdefault("PYTEST_TIMEOUT", str(patience.TEST_S))
 

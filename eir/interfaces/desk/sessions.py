@@ -25,7 +25,7 @@ class Session:
     message: str = ""
     """Text that the next page shows."""
     file: tuple[str, bytes] = ("", b"")
-    """Name and content of the uploaded file whose preview is shown."""
+    """Name and content of the file that was uploaded last, until its rows are added."""
 
     def has_sent(self, token: str) -> bool:
         """Return True if a form has the token of this session."""
