@@ -180,10 +180,10 @@ async def explain(
         content = content or imported
         if content is not None and content.head.kind == kind:  # nodes ignore a list of another kind
             contents[name] = content
-            rows = _rows_for(question, kind, content.table)
+            rows = rows_about(question, kind, content.table)
             rows = matching_rows(rows, content.head.reasons, lists[name].reasons)
             if imported is not None:
-                rows = merge(rows, _rows_for(question, kind, imported.table))
+                rows = merge(rows, rows_about(question, kind, imported.table))
             build = first_seen_image if kind == FIRST_SEEN else image_of
             index.switch(name, content.head, build(table_of(rows)))
     explanation = answer(question, policy, lists, index, now=now)
@@ -278,8 +278,8 @@ def with_reason(
     return replace(explanation, reason=reason or explanation.reason, date=day_text(day) if day else None)
 
 
-def _rows_for(question: Question, kind: str, table: Table) -> TableRows:
-    """Return the rows of a list that can affect the answer to a question."""
+def rows_about(question: Question, kind: str, table: Table) -> TableRows:
+    """Return the rows of a list about the device or the subscriber of a question, which alone can affect its answer."""
     if kind == TYPES:
         key = question.any_device()
         return NO_ROWS if key is None else table.find(key // SNR_KEYS * SNR_KEYS)

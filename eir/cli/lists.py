@@ -60,7 +60,6 @@ from eir.lists.changes.import_days import read_merged
 from eir.lists.changes.local_entries import ENTRIES_MAX, parse_entries
 from eir.lists.changes.local_rows import (
     ADD,
-    FILE,
     REMOVE,
     EditReport,
     RowsEdit,
@@ -405,7 +404,7 @@ def add(
             print_message(f"warning: {warning}")
         whole = is_whole(found.rows)
         is_named = len(found.rows) <= ENTRIES_MAX and (whole.all() or not whole.any())
-        source = "" if is_named else f"{found.name}: {FILE}{found.sha256}"
+        source = "" if is_named else found.source
         shown("write", 0, 1)
         report = _apply(checked, settings, options, RowsEdit(
             what=ADD, rows=found.rows, texts=found.texts, reason=reason, source=source

@@ -124,7 +124,7 @@ class Clients:
                 return subject
             raise RequestRefused(subject.status, subject.reason, subject.detail)
         if self.users is None:
-            raise RequestRefused(503, FILES, "the file of users cannot be read; send the row again later")
+            raise RequestRefused(503, FILES, "the file of users cannot be read; send the request again later")
         user, wrong = await self.users.user(authorization, request.address)
         if wrong:
             raise RequestRefused(STATUSES[wrong], wrong, TEXTS[wrong])

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote
 
-from eir.interfaces.desk.operations import DeskError, DeskOperations, DeskUser, Precondition, RowValues, tag_of
+from eir.interfaces.clients import RequestRefused
+from eir.interfaces.desk.operations import DeskOperations, DeskUser, Precondition, RowValues, tag_of
 from eir.lists.rows.layout import until_seconds
 from eir.wire.peers.rate import Buckets
 from eir.wire.web.http1 import HttpRequest, HttpResponse
@@ -59,16 +60,16 @@ class DeskApi:
         """Return the response to a request.
 
         Raises:
-            DeskError: if the request is refused.
+            RequestRefused: if the request is refused.
             EirError: as the functions of DeskOperations.
         """
         now = time.monotonic()
         if not self._rates.of(user.name, now).try_spend(now):
-            raise DeskError(429, "rate", f"more than {RATE_MAX:g} requests a second; send the request again later")
+            raise RequestRefused(429, "rate", f"more than {RATE_MAX:g} requests a second; send the request again later")
         try:
             parts = [unquote(each, errors="strict") for each in request.path.removeprefix(API_ROOT).split("/")]
         except UnicodeDecodeError:
-            raise DeskError(404, "path", "the path is not UTF-8") from None
+            raise RequestRefused(404, "path", "the path is not UTF-8") from None
         for path, handlers in self._paths.items():
             if len(path) == len(parts) and all(word in {"", part} for word, part in zip(path, parts, strict=True)):
                 handle = handlers.get("GET" if request.method == "HEAD" else request.method)
@@ -76,7 +77,7 @@ class DeskApi:
                     allowed = ", ".join(handlers)
                     return problem(405, "method", f"expected {allowed}", [("Allow", allowed)])
                 return await handle(user, request, *(part for word, part in zip(path, parts, strict=True) if not word))
-        raise DeskError(404, "path", f"no such path; {DOCUMENT_PATH} has the paths")
+        raise RequestRefused(404, "path", f"no such path; {DOCUMENT_PATH} has the paths")
 
     async def _lists(self, user: DeskUser, request: HttpRequest) -> HttpResponse:
         _query(request)
@@ -109,7 +110,7 @@ class DeskApi:
         except ValueError:
             is_time = False
         if not is_time:
-            raise DeskError(422, "time", f"{since}: expected a time such as 2026-12-02T08:00:00Z")
+            raise RequestRefused(422, "time", f"{since}: expected a time such as 2026-12-02T08:00:00Z")
         return _json({"changes": await self._operations.changes(since=since or "")})
 
 
@@ -122,7 +123,7 @@ def _row(row: Mapping[str, str], status: int = 200) -> HttpResponse:
 
 
 def _query(request: HttpRequest, *known: str) -> dict[str, str]:
-    """Return the parameters in the query of a request. Raises DeskError (400) for an unknown or a repeated parameter."""
+    """Return the parameters in the query of a request. Raises RequestRefused (400) for an unknown or a repeated parameter."""
     try:
         pairs = (
             parse_qsl(request.query, keep_blank_values=True, strict_parsing=True, errors="strict")
@@ -130,38 +131,38 @@ def _query(request: HttpRequest, *known: str) -> dict[str, str]:
             else []
         )
     except ValueError:
-        raise DeskError(400, "query", "expected NAME=VALUE&NAME=VALUE") from None
+        raise RequestRefused(400, "query", "expected NAME=VALUE&NAME=VALUE") from None
     given = dict(pairs)
     if len(given) < len(pairs) or not given.keys() <= {*known}:
-        raise DeskError(400, "query", f"expected {', '.join(known) or 'no parameter'}, each at most once")
+        raise RequestRefused(400, "query", f"expected {', '.join(known) or 'no parameter'}, each at most once")
     return given
 
 
 def _object(request: HttpRequest) -> dict[str, Any]:
-    """Return the JSON object in the body of a request. Raises DeskError."""
+    """Return the JSON object in the body of a request. Raises RequestRefused."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
-        raise DeskError(415, "media", f"expected a body of type {JSON}")
+        raise RequestRefused(415, "media", f"expected a body of type {JSON}")
     try:
         document = json.loads(request.body)
     except (ValueError, RecursionError):
-        raise DeskError(400, "json", "the body is not JSON") from None
+        raise RequestRefused(400, "json", "the body is not JSON") from None
     if not isinstance(document, dict) or not all(isinstance(value, str) for value in document.values()):
-        raise DeskError(422, "values", "expected a JSON object whose values are texts")
+        raise RequestRefused(422, "values", "expected a JSON object whose values are texts")
     return document
 
 
 def _values(given: Mapping[str, str]) -> RowValues:
-    """Return the values of a row. Raises DeskError (422)."""
+    """Return the values of a row. Raises RequestRefused (422)."""
     if not given.keys() <= VALUES or "reason" not in given:
-        raise DeskError(422, "values", f"expected reason, and no other fields than {', '.join(sorted(VALUES))}")
+        raise RequestRefused(422, "values", f"expected reason, and no other fields than {', '.join(sorted(VALUES))}")
     return RowValues(**given)
 
 
 def _precondition(request: HttpRequest) -> Precondition:
-    """Return the precondition in the headers of a request (RFC 9110 13.1). Raises DeskError (400)."""
+    """Return the precondition in the headers of a request (RFC 9110 13.1). Raises RequestRefused (400)."""
     tag, absent = (request.headers.get(name) for name in ("if-match", "if-none-match"))
     if absent not in {None, "*"} or (tag and absent):
-        raise DeskError(400, "precondition", "expected If-None-Match: *, without If-Match")
+        raise RequestRefused(400, "precondition", "expected If-None-Match: *, without If-Match")
     if tag is not None and (len(tag) < 3 or tag[0] != '"' or tag.find('"', 1) != len(tag) - 1):
-        raise DeskError(400, "precondition", 'expected If-Match: "TAG", with one entity tag of a response')
+        raise RequestRefused(400, "precondition", 'expected If-Match: "TAG", with one entity tag of a response')
     return Precondition("" if tag is None else tag[1:-1], is_absent=absent is not None)

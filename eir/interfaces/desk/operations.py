@@ -17,10 +17,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eir.checks.explain import explain, option_fault, question_of
+from eir.checks.explain import explain, option_fault, question_of, rows_about
 from eir.checks.question import Question
-from eir.device import TAC_DIGITS, device_key, imsi_key, key_text, strip_separators
+from eir.device import TAC_DIGITS, device_key, key_text, strip_separators
 from eir.errors import EntryRefused
+from eir.interfaces.clients import RequestRefused
 from eir.interfaces.interface import NodeCalls, SharedSettings
 from eir.lists.changes.local_entries import parse_entries
 from eir.lists.changes.local_rows import (
@@ -42,9 +43,9 @@ from eir.lists.follow.list_reader import ListReader
 from eir.lists.log.change import utc_text
 from eir.lists.log.journal import FEED, MAIN, JournalEvent, read_events
 from eir.lists.log.reader import LoggedList, read_content, read_rows
-from eir.lists.log.writer import ListUpdate
+from eir.lists.log.writer import ListUpdate, Make
 from eir.lists.record.entries import date_text, until_text
-from eir.lists.record.listed_entries import entries_in, rows_between
+from eir.lists.record.listed_entries import entries_in
 from eir.lists.record.reasons import reason_at
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, ListSettings
 from eir.lists.rows.layout import TIME_MAX, begin_seconds, until_seconds
@@ -68,14 +69,6 @@ SEARCHES_A_SECOND, SEARCHES_BURST = 4.0, 40.0
 """Searches of one user: maximum per second, and maximum number at once."""
 PAUSE_S_MAX = 1.0
 """Longest pause in seconds after a search."""
-
-
-class DeskError(Exception):
-    """Rejection of a request: HTTP status, a word for programs, and a text for the user."""
-
-    def __init__(self, status: int, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.status, self.reason, self.detail = status, reason, detail
 
 
 class DeskUser(NamedTuple):
@@ -126,9 +119,9 @@ class Precondition(NamedTuple):
     """True if the list must not have the row."""
 
     def check(self, row: Mapping[str, str] | None) -> None:
-        """Raise DeskError (412) if the row has another state."""
+        """Raise RequestRefused (412) if the row has another state."""
         if (self.is_absent and row is not None) or (self.tag and (row is None or tag_of(row) != self.tag)):
-            raise DeskError(412, "precondition", "the row has changed since it was read; read it again")
+            raise RequestRefused(412, "precondition", "the row has changed since it was read; read it again")
 
 
 NO_PRECONDITION = Precondition()
@@ -161,10 +154,10 @@ class DeskOperations:
         self._shared, self._local.lists = shared, shared.lists
 
     def settings_of(self, name: str) -> ListSettings:
-        """Return the settings of a list. Raises DeskError (404)."""
+        """Return the settings of a list. Raises RequestRefused (404)."""
         settings: ListSettings | None = self._shared.lists.get(name)
         if settings is None:
-            raise DeskError(404, "no_list", f"there is no list {name}")
+            raise RequestRefused(404, "no_list", f"there is no list {name}")
         return settings
 
     async def lists(self, user: DeskUser) -> list[dict[str, Any]]:
@@ -182,13 +175,13 @@ class DeskOperations:
     # Rows
 
     async def row(self, name: str, identifier: str) -> Mapping[str, str]:
-        """Return a row of a list. Raises DeskError (404)."""
+        """Return a row of a list. Raises RequestRefused (404)."""
         settings = self.settings_of(name)
         rows, _ = _rows_of(settings, identifier)
         content = await self._reader.content(name)
         row = None if content is None else _only_row(content, settings, rows, self._now_s())
         if row is None:
-            raise DeskError(404, "no_entry", f"{name} has no entry {identifier}")
+            raise RequestRefused(404, "no_entry", f"{name} has no entry {identifier}")
         return row
 
     async def write_row(
@@ -197,7 +190,7 @@ class DeskOperations:
         """Add a row to a local list, or give it other values. Nothing changes if the list has the row with these values.
 
         Raises:
-            DeskError: 403, 404, 412 or 422.
+            RequestRefused: 403, 404, 412 or 422.
             StoreError: if the store fails.
         """
         settings = self._changeable(user, name)
@@ -222,7 +215,7 @@ class DeskOperations:
     ) -> WrittenRow:
         """Write a change of one row."""
         now, before = self._local.now(), list[Mapping[str, str] | None]()
-        detail, compute = _case_text(case), self._rows_update(edit, settings, now)
+        compute = self._rows_update(user, edit, settings, case, now)
         wanted = {"reason": edit.reason, "begin": until_text(edit.begin), "until": until_text(edit.until)}
 
         def make(content: LoggedList) -> ListUpdate | None:
@@ -231,8 +224,7 @@ class DeskOperations:
             expected.check(row)
             if row is None if edit.what == REMOVE else row is not None and wanted.items() <= row.items():
                 return None
-            update = compute(content)
-            return None if update is None else replace(update, who=user.who, detail=update.detail + detail)
+            return compute(content)
 
         computed, _, head = await self._write_edit(edit, settings, make)
         await self._local.check_recorded(settings.name, head)
@@ -242,24 +234,34 @@ class DeskOperations:
             row = _only_row(content, settings, edit.rows, int(now.timestamp()))
         return WrittenRow(row, computed is not None, created=before[0] is None)
 
-    def _rows_update(self, edit: RowsEdit, settings: ListSettings, now: datetime) -> Any:
+    def _rows_update(self, user: DeskUser, edit: RowsEdit, settings: ListSettings, case: str, now: datetime) -> Make:
+        """Return the function that computes a change by a user, as `rows_update`, with the user's name and the case number."""
+        detail = _case_text(case)
         try:
-            return rows_update(edit, settings, now=now, guard=partial(self._local.guard, settings.name))
+            compute = rows_update(edit, settings, now=now, guard=partial(self._local.guard, settings.name))
         except EntryRefused as e:
-            raise DeskError(422, "refused", str(e)) from None
+            raise RequestRefused(422, "refused", str(e)) from None
 
-    async def _write_edit(self, edit: RowsEdit, settings: ListSettings, make: Any, *, dry_run: bool = False) -> Any:
+        def make(content: LoggedList) -> ListUpdate | None:
+            update = compute(content)
+            return None if update is None else replace(update, who=user.who, detail=update.detail + detail)
+
+        return make
+
+    async def _write_edit(self, edit: RowsEdit, settings: ListSettings, make: Make, *, dry_run: bool = False) -> Any:
         try:
             return await self._local.write(edit, settings, make, dry_run=dry_run)
         except EntryRefused as e:
-            raise DeskError(422, "refused", str(e).replace("repeat the command with --force", ON_THE_HOST)) from None
+            raise RequestRefused(
+                422, "refused", str(e).replace("repeat the command with --force", ON_THE_HOST)
+            ) from None
 
     def _changeable(self, user: DeskUser, name: str) -> ListSettings:
         settings = self.settings_of(name)
         if not settings.local:
-            raise DeskError(403, "signed", f"{name} changes only by signed releases")
+            raise RequestRefused(403, "signed", f"{name} changes only by signed releases")
         if not user.may_change(name):
-            raise DeskError(403, "role", f"{user.name} may not change {name}")
+            raise RequestRefused(403, "role", f"{user.name} may not change {name}")
         return settings
 
     # Files of rows
@@ -268,7 +270,7 @@ class DeskOperations:
         """Parse a file of rows for a local list. Bad rows are among the warnings.
 
         Raises:
-            DeskError: 403 or 404.
+            RequestRefused: 403 or 404.
             ReleaseRefused: if the file has no good row, or too many bad ones.
         """
         return parse_file_rows(
@@ -282,14 +284,9 @@ class DeskOperations:
         settings, now = self._changeable(user, name), self._local.now()
         edit = RowsEdit(
             what=ADD, rows=found.rows, texts=found.texts, reason=values.reason, begin=_seconds(values.begin, begin_seconds),
-            until=_seconds(values.until, until_seconds), replace=True, source=f"{found.name}: a file with SHA-256 {found.sha256}",
+            until=_seconds(values.until, until_seconds), replace=True, source=found.source,
         )  # fmt: skip
-        detail, compute = _case_text(values.case), self._rows_update(edit, settings, now)
-
-        def make(content: LoggedList) -> ListUpdate | None:
-            update = compute(content)
-            return None if update is None else replace(update, who=user.who, detail=update.detail + detail)
-
+        make = self._rows_update(user, edit, settings, values.case, now)
         computed, made, head = await self._write_edit(edit, settings, make, dry_run=dry_run)
         if not dry_run:
             await self._local.check_recorded(name, head)
@@ -321,21 +318,21 @@ class DeskOperations:
         """Undo a change of a local list by the same user. All its rows must still be as the change left them.
 
         Raises:
-            DeskError: 403, 404, or 409 if a row has changed since.
+            RequestRefused: 403, 404, or 409 if a row has changed since.
             StoreError: if the store fails, or no longer has the change (`gone`).
         """
         settings, store = self._changeable(user, name), self._local.store
         head = (await store.heads()).get(name)
         entry = next((each for each in await store.log(name, number - 1) if each.change.generation == number), None)
         if head is None or entry is None:
-            raise DeskError(404, "no_change", f"{name} has no change {number}")
+            raise RequestRefused(404, "no_change", f"{name} has no change {number}")
         if not is_by(entry.change.who, user):
-            raise DeskError(403, "author", f"change {number} of {name} is not by {user.name}")
+            raise RequestRefused(403, "author", f"change {number} of {name} is not by {user.name}")
         touched = merge(*(await read_rows(store, name, entry)).decoded(name))
         after = await read_content(store, name, head, number)
-        before = NO_ROWS if number == 1 else None
+        before: TableRows = NO_ROWS
         texts: Sequence[str] = ("",)
-        if before is None:
+        if number > 1:
             content = await read_content(store, name, head, number - 1)
             before, texts = present_rows(content.table, touched), content.head.reasons
         left = _row_documents(present_rows(after.table, touched), after.head.reasons, settings.kind)
@@ -348,10 +345,10 @@ class DeskOperations:
             check_present_list(content, settings, partial(self._local.guard, name))
             present = present_rows(content.table, touched)
             if _row_documents(present, content.head.reasons, settings.kind) != left:
-                raise DeskError(409, "changed", f"a row of change {number} has changed since; nothing was undone")
+                raise RequestRefused(409, "changed", f"a row of change {number} has changed since; nothing was undone")
             added, reasons = with_reasons(before, texts, content.head.reasons)
             if has_other(added):
-                raise DeskError(
+                raise RequestRefused(
                     409, "reasons", f"{name} has no room for the reasons of change {number}; nothing was undone"
                 )
             return ListUpdate(
@@ -365,7 +362,7 @@ class DeskOperations:
     # Search
 
     async def find(self, user: DeskUser, imei: str, imsi: str = "") -> dict[str, Any]:
-        """Return what is known of a device, a subscriber, or both: the answer with its reason, rows of lists, last checks and changes.
+        """Return the answer with its reason, the rows of lists, the last checks and the last changes of a device, a subscriber, or both.
 
         Args:
             user: user who searches; a search by IMSI or number is recorded.
@@ -373,11 +370,11 @@ class DeskOperations:
             imsi: IMSI, or `+NUMBER` of the table of numbers; may be empty.
 
         Raises:
-            DeskError: 404 for an unknown number, 422 for a wrong identifier, 429 above SEARCHES_A_SECOND.
+            RequestRefused: 404 for an unknown number, 422 for a wrong identifier, 429 above SEARCHES_A_SECOND.
             StoreError: if a list cannot be read.
         """
         if not self._rates.of(user.name, now := time.monotonic()).try_spend(now):
-            raise DeskError(429, "rate", f"more than {SEARCHES_A_SECOND:g} searches a second; search again later")
+            raise RequestRefused(429, "rate", f"more than {SEARCHES_A_SECOND:g} searches a second; search again later")
         imei, imsi = strip_separators(imei), strip_separators(imsi)
         if imsi:
             await self._node.record_event(
@@ -391,16 +388,16 @@ class DeskOperations:
         if imsi.startswith("+"):
             number, imsi = imsi, self._numbers(imsi) or ""
             if not imsi:
-                raise DeskError(404, "number", f"the table of numbers has no {number}")
+                raise RequestRefused(404, "number", f"the table of numbers has no {number}")
         question = question_of(imei, imsi=imsi, software_version="", origin_host="", origin_realm="")
         if wrong := option_fault(question):
-            raise DeskError(422, "identifier", wrong.removeprefix("--imsi "))
-        key, subscriber = device_key(imei) if imei else None, imsi_key(imsi) if imsi else 0
+            raise RequestRefused(422, "identifier", wrong.removeprefix("--imsi "))
+        key = device_key(imei) if imei else None
         async with self._turn():
-            return {"imei": imei or None, "imsi": imsi or None, **await self._known(user, question, key, subscriber)}
+            return {"imei": imei or None, "imsi": imsi or None, **await self._known(user, question, key)}
 
-    async def _known(self, user: DeskUser, question: Question, key: int | None, subscriber: int) -> dict[str, Any]:
-        """Return what is known of a device or a subscriber by their keys."""
+    async def _known(self, user: DeskUser, question: Question, key: int | None) -> dict[str, Any]:
+        """Return answer, rows, checks and changes of a device or a subscriber. `key`: key of the device; None without one."""
         imsi, answer = question.imsi, None
         if key is not None:
             answer = await explain(
@@ -410,7 +407,7 @@ class DeskOperations:
                 self._reader.content,
                 now=self._local.now(),
             )
-        rows = [row for name in self._shared.lists for row in await self._listed(user, name, key, subscriber)]
+        rows = [row for name in self._shared.lists for row in await self._listed(user, name, question)]
         wanted = {text for text in (key_text(key) if key is not None else "", imsi) if text}
         events = [
             each for each in await self._events() if any(not wanted.isdisjoint(row.values()) for row in each.rows)
@@ -420,16 +417,12 @@ class DeskOperations:
             "changes": [_change_document(each) for each in events[-CHANGES_SHOWN:]],
         }  # fmt: skip
 
-    async def _listed(self, user: DeskUser, name: str, key: int | None, subscriber: int) -> list[dict[str, Any]]:
+    async def _listed(self, user: DeskUser, name: str, question: Question) -> list[dict[str, Any]]:
         """Return the rows of a list about a device or a subscriber."""
         settings, content = self._shared.lists[name], await self._reader.content(name)
         if content is None or content.head.kind != settings.kind or settings.kind not in {DEVICES, PAIRS, SUBSCRIBERS}:
             return []
-        wanted = key if settings.kind != SUBSCRIBERS else (subscriber or None)
-        rows = NO_ROWS if wanted is None else rows_between(content.table, wanted, wanted)
-        seconds = content.table.columns[SECONDS]
-        if subscriber and seconds is not None:
-            rows = merge(rows, content.table.rows().select(seconds == subscriber))
+        rows = rows_about(question, settings.kind, content.table)
         texts = _row_documents(not_ended(rows, self._now_s()), content.head.reasons, settings.kind)
         changeable = settings.local and user.may_change(name)
         return [{"list": name, "changeable": changeable, **row, "tag": tag_of(row)} for row in texts]
@@ -486,18 +479,18 @@ def _row_documents(rows: TableRows, reasons: Sequence[str], kind: str) -> list[d
 
 
 def _seconds(text: str, parse: Any) -> int:
-    """Parse a begin or an end; 0 for an empty text. Raises DeskError (422)."""
+    """Parse a begin or an end; 0 for an empty text. Raises RequestRefused (422)."""
     with suppress(ValueError):
         seconds = int(parse(text)) if text else 0
         if seconds <= TIME_MAX:
             return seconds
-    raise DeskError(422, "time", f"{text}: expected 2026-12-31 or 2026-12-31T12:00:00Z, before the year 2106")
+    raise RequestRefused(422, "time", f"{text}: expected 2026-12-31 or 2026-12-31T12:00:00Z, before the year 2106")
 
 
 def _case_text(case: str) -> str:
-    """Return the case number for the detail of a change. Raises DeskError (422)."""
+    """Return the case number for the detail of a change. Raises RequestRefused (422)."""
     if len(case) > CASE_CHARS_MAX or not case.isprintable():
-        raise DeskError(422, "case", f"a case number has at most {CASE_CHARS_MAX} printable characters")
+        raise RequestRefused(422, "case", f"a case number has at most {CASE_CHARS_MAX} printable characters")
     return f"; case {case}" if case else ""
 
 

@@ -10,9 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs
 
+from eir.interfaces.clients import RequestRefused
 from eir.interfaces.desk.operations import (
-    NO_PRECONDITION,
-    DeskError,
     DeskOperations,
     DeskUser,
     Precondition,
@@ -81,7 +80,7 @@ class DeskPage:
         """Return the response to a request, and the name of its user; the name is empty before the log-in.
 
         Raises:
-            DeskError: if the request is refused.
+            RequestRefused: if the request is refused.
             RequestRefused: if the log-in fails.
             StoreError: if a list cannot be read or written.
         """
@@ -89,7 +88,7 @@ class DeskPage:
         if (request.method, path) == ("GET", "/style.css"):
             return HttpResponse(200, "text/css; charset=utf-8", self._style, HEADERS), ""
         if request.method == "POST" and not _is_same_origin(request):
-            raise DeskError(403, "origin", "this form was sent by another site")
+            raise RequestRefused(403, "origin", "this form was sent by another site")
         session = self._sessions.find(_cookie(request))
         if session is None or (request.method, path) == ("POST", "/login"):
             return await self._before_log_in(request, path)
@@ -113,17 +112,15 @@ class DeskPage:
         """Respond to a request of a user who has logged in."""
         form, file = _read_form(request) if request.method == "POST" else ({}, ("", b""))
         if request.method == "POST" and not session.has_sent(form.get("token", "")):
-            raise DeskError(403, "token", "this form is not of your session; open the page again")
+            raise RequestRefused(403, "token", "this form is not of your session; open the page again")
         user = self._user_of(session.user, request)
-        if (request.method, path) == (
-            "POST",
-            "/logout",
-        ) or user.salt != session.salt:  # another password ends the session
+        is_log_out = (request.method, path) == ("POST", "/logout")
+        if is_log_out or user.salt != session.salt:  # another password ends the session
             self._sessions.end(_cookie(request))
             return _redirect("", cookie=""), user.name
         handler = self._handlers.get((request.method, path))
         if handler is None:
-            raise DeskError(404, "path", "there is no such page")
+            raise RequestRefused(404, "path", "there is no such page")
         return await handler(Visit(user, session, form, file)), user.name
 
     def action(self, path: str) -> str:
@@ -157,7 +154,7 @@ class DeskPage:
     async def _search(self, visit: Visit) -> HttpResponse:
         imei, imsi = (visit.form.get(name, "").strip() for name in ("imei", "imsi"))
         if not imei and not imsi:
-            raise DeskError(422, "identifier", "enter an IMEI, an IMSI or a number")
+            raise RequestRefused(422, "identifier", "enter an IMEI, an IMSI or a number")
         found = await self._operations.find(visit.user, imei, imsi)
         listed = {row["list"] for row in found["rows"] if row["id"][:14] == imei[:14]}
         lists = [
@@ -180,9 +177,8 @@ class DeskPage:
 
     async def _remove(self, visit: Visit) -> HttpResponse:
         name, identifier, tag = (visit.form.get(each, "") for each in ("list", "id", "tag"))
-        expected = Precondition(tag) if tag else NO_PRECONDITION
         written = await self._operations.remove_row(
-            visit.user, name, identifier, _values(visit.form), expected=expected
+            visit.user, name, identifier, _values(visit.form), expected=Precondition(tag)
         )
         state = "is no longer" if written.changed else "was not"
         return self._done(visit, f"{identifier} {state} in the list {name}.")
@@ -196,7 +192,7 @@ class DeskPage:
     async def _undo(self, visit: Visit) -> HttpResponse:
         name, number = visit.form.get("list", ""), visit.form.get("change", "")
         if not number.isdecimal() or len(number) > 9:
-            raise DeskError(422, "change", "expected the number of a change")
+            raise RequestRefused(422, "change", "expected the number of a change")
         await self._operations.undo(visit.user, name, int(number))
         return self._done(visit, f"Change {number} of the list {name} is undone.")
 
@@ -220,7 +216,7 @@ class DeskPage:
         name, (file, content) = visit.form.get("list", ""), visit.session.file
         found = self._operations.parse_file(visit.user, name, content, file or "rows.csv")
         if found.sha256 != visit.form.get("sha256"):
-            raise DeskError(409, "file", "another file was uploaded after this preview; upload the file again")
+            raise RequestRefused(409, "file", "another file was uploaded after this preview; upload the file again")
         report = await self._operations.add_file(visit.user, name, found, _values(visit.form), dry_run=False)
         visit.session.file = "", b""
         return self._done(visit, f"{report.as_text()}.")
@@ -272,14 +268,14 @@ def _is_same_origin(request: HttpRequest) -> bool:
 
 
 def _read_form(request: HttpRequest) -> tuple[dict[str, str], tuple[str, bytes]]:
-    """Parse the fields of a form and its file. Raises DeskError (400)."""
+    """Parse the fields of a form and its file. Raises RequestRefused (400)."""
     content_type = request.headers.get("content-type", "")
     if content_type.startswith("multipart/form-data"):
         return _read_multipart(content_type, request.body)
     try:
         fields = parse_qs(request.body.decode(), keep_blank_values=True, max_num_fields=FIELDS_MAX)
     except ValueError:
-        raise DeskError(400, "form", "the form cannot be read") from None
+        raise RequestRefused(400, "form", "the form cannot be read") from None
     return {name: values[0] for name, values in fields.items()}, ("", b"")
 
 
@@ -287,7 +283,7 @@ def _read_multipart(content_type: str, body: bytes) -> tuple[dict[str, str], tup
     """Parse a form with a file as browsers send it (RFC 7578). The time is linear, because parts within a part are content."""
     boundary = BOUNDARY.search(content_type)
     if boundary is None:
-        raise DeskError(400, "form", "the form cannot be read")
+        raise RequestRefused(400, "form", "the form cannot be read")
     fields, file = dict[str, str](), ("", b"")
     for part in (b"\r\n" + body).split(f"\r\n--{boundary[1]}".encode(), FIELDS_MAX)[1:]:
         head, _, content = part.partition(b"\r\n\r\n")

@@ -10,7 +10,7 @@ from functools import partial
 from eir.errors import EirError, EntryRefused, IdentifierError, ReleaseRefused, Report, StoreError, place_of
 from eir.interfaces.clients import NOBODY, Clients, RequestRefused
 from eir.interfaces.desk.api import API_ROOT, DOCUMENT, DeskApi, is_public, problem
-from eir.interfaces.desk.operations import DeskError, DeskOperations, DeskUser, user_text
+from eir.interfaces.desk.operations import DeskOperations, DeskUser, user_text
 from eir.interfaces.desk.page import DeskPage
 from eir.interfaces.desk.sessions import Sessions
 from eir.interfaces.desk.settings import DESK_SCOPE, NAME, DeskSettings
@@ -139,7 +139,7 @@ class DeskService:
 
     def _fault(self, error: Exception) -> tuple[int, str, str]:
         """Return status, reason and text for an exception."""
-        if isinstance(error, DeskError | RequestRefused):
+        if isinstance(error, RequestRefused):
             return error.status, error.reason, error.detail
         if isinstance(error, StoreError):
             is_gone = error.cause == "gone"

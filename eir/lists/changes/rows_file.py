@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eir.errors import ReleaseRefused
+from eir.lists.changes.local_rows import FILE
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import Layout, ListSettings
 from eir.lists.releases.foreign import find_layout, read_file
@@ -36,6 +37,11 @@ class FileRows:
     """Reason texts by index."""
     warnings: Sequence[str]
     """Bad rows, rows that were left out because they have ended, and probable mistakes."""
+
+    @property
+    def source(self) -> str:
+        """Name and SHA-256 of the file, by which a change names it (RowsEdit.source)."""
+        return f"{self.name}: {FILE}{self.sha256}"
 
 
 def parse_file_rows(

@@ -23,9 +23,10 @@ from test_desk_operations import ANNA, BERT, IMEI, IMSI, OTHER, VIEWER, Desk
 from eir.config import load_config
 from eir.errors import IdentifierError, silent
 from eir.interfaces import desk
+from eir.interfaces.clients import RequestRefused
 from eir.interfaces.desk import api
 from eir.interfaces.desk.api import BURST, DeskApi
-from eir.interfaces.desk.operations import SEARCHES_BURST, DeskError
+from eir.interfaces.desk.operations import SEARCHES_BURST
 from eir.interfaces.desk.service import DeskService
 from eir.interfaces.interface import NodeCalls
 from eir.lists.log.reader import read_content
@@ -52,7 +53,7 @@ async def ask(tmp_path):
         octets = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
         try:
             response = await desk_api.respond(HttpRequest(method, path, query, named, "127.0.0.1", octets), user)
-        except DeskError as e:
+        except RequestRefused as e:
             return e.status, e.reason, {}
         except IdentifierError:
             return 422, "identifier", {}

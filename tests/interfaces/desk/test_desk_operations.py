@@ -7,8 +7,8 @@ import pytest
 
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.errors import IdentifierError, ReleaseRefused, silent
+from eir.interfaces.clients import RequestRefused
 from eir.interfaces.desk.operations import (
-    DeskError,
     DeskOperations,
     DeskUser,
     Precondition,
@@ -83,7 +83,7 @@ def desk(made):
 
 
 async def refused(work):
-    with pytest.raises(DeskError) as caught:
+    with pytest.raises(RequestRefused) as caught:
         await work
     return caught.value.status, caught.value.reason
 
@@ -184,7 +184,7 @@ async def test_a_file_is_shown_before_it_is_added(desk):
     assert await refused(desk.row("own", OTHER)) == (404, "no_entry")
     with pytest.raises(ReleaseRefused, match="no row"):
         desk.parse_file(ANNA, "own", b"imei\n", "rows.csv")
-    with pytest.raises(DeskError):
+    with pytest.raises(RequestRefused):
         desk.parse_file(VIEWER, "own", content, "rows.csv")
 
 
@@ -217,6 +217,6 @@ async def test_a_search_shows_answer_rows_and_changes_and_is_recorded_if_it_name
 
 async def test_a_search_for_no_subscriber_is_recorded_in_few_characters(made, desk):
     for text in ("9" * 100_000, "+" + "9" * 100_000, "x" * 100_000):
-        with pytest.raises((DeskError, IdentifierError)):
+        with pytest.raises((RequestRefused, IdentifierError)):
             await desk.find(ANNA, "", text)
     assert [len(event.detail) < 100 for event in made.events] == [True] * 3

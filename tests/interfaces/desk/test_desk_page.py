@@ -3,8 +3,8 @@
 import pytest
 from test_desk_operations import ANNA
 
+from eir.interfaces.clients import RequestRefused
 from eir.interfaces.desk import sessions
-from eir.interfaces.desk.operations import DeskError
 from eir.interfaces.desk.page import COOKIE, FIELDS_MAX, DeskPage, _read_form
 from eir.interfaces.desk.sessions import IDLE_S, OF_USER_MAX, Sessions
 from eir.wire.web.http1 import HttpRequest
@@ -107,5 +107,5 @@ def test_parts_in_parts_are_content():
 def test_further_fields_are_ignored_and_a_form_without_a_boundary_is_refused():
     assert len(read(b"".join(part(f'name="{at}"', b"") for at in range(1000)))[0]) == FIELDS_MAX
     for content_type in ("multipart/form-data", "multipart/form-data; boundary="):
-        with pytest.raises(DeskError, match="cannot be read"):
+        with pytest.raises(RequestRefused, match="cannot be read"):
             read(part('name="user"', b"anna"), content_type)
