@@ -190,12 +190,12 @@ async def _read_head(process: asyncio.subprocess.Process, url: str) -> tuple[int
         fields: dict[str, str] = {}
         try:
             words = (await process.stdout.readline()).split()
-            while line := (await process.stdout.readline()).strip():
+            while (line := await process.stdout.readline()).strip():
                 name, _, value = line.decode("latin-1").partition(":")
                 fields[name.lower()] = value.strip()
         except ValueError:
             raise Unreached("answer", url, "the head of the answer is too long") from None
-        if len(words) < 2 or not words[1].isdigit():
+        if not line or len(words) < 2 or not words[1].isdigit():  # no empty line ends the head if curl has ended inside it
             raise await _fault(process, url) or Unreached("answer", url, "the server sent no answer")
         status = int(words[1])
     return status, fields

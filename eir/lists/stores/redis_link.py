@@ -257,7 +257,7 @@ class RedisClient:
         if client is not None:
             return client
         if address.form == SENTINEL:
-            self._sentinel = _Sentinels(address.hosts, sentinel_kwargs=dict(address.guide_options))  # type: ignore[no-untyped-call]  # redis has no types there
+            self._sentinel = _Sentinels(address.hosts, sentinel_kwargs=dict(address.guide_options))  # type: ignore[no-untyped-call, unused-ignore]  # redis has types there from 8.2 on
             client = self._sentinel.master_for(address.service, db=address.database, **address.options)
         else:
             client = Redis(host=host, port=port, db=address.database, **address.options)
@@ -328,7 +328,7 @@ async def _server_of(client: Any) -> tuple[str, int]:
     """Return host and port of the server to which a client connects."""
     pool = client.connection_pool
     if isinstance(pool, SentinelConnectionPool):
-        host, port = await pool.get_master_address()  # type: ignore[no-untyped-call]  # redis has no types there
+        host, port = await pool.get_master_address()  # type: ignore[no-untyped-call, unused-ignore]  # redis has types there from 8.2 on
         return str(host), int(port)
     return str(pool.connection_kwargs["host"]), int(pool.connection_kwargs["port"])
 
