@@ -168,7 +168,8 @@ async def test_a_head_that_is_cut_off_is_no_answer(tmp_path, monkeypatch):
         monkeypatch,
     )
     with pytest.raises(Unreached, match="reset"):
-        await fetched("http://127.0.0.1:9/x")
+        async with curl.request("http://127.0.0.1:9/x", within_s=WITHIN_S):
+            pass
 
 
 @pytest.mark.parametrize(
