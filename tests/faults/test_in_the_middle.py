@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -13,6 +14,11 @@ from simulated.patience import PROGRAM_S
 
 STAGING, SWITCHING = b"\r\nRPUSH\r\n", b"\r\nEVAL\r\n"
 """What a loader says to stage a base, and to put it in force."""
+PATIENT = (
+    "from eir.__main__ import main; from eir.lists.stores import redis_url; "
+    f"redis_url.ANSWER_TIMEOUT_S = {PROGRAM_S}; main()"
+)
+"""Program of a loader that waits for an answer of Redis until the proxy passes it on."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +42,8 @@ def a_load_that_stops(fleet, proxy, word):
     manifest = fleet.publish(site=site)
     fleet.begin()
     proxy.stop_before(word)
-    with site.popen("load", manifest, stderr=subprocess.PIPE) as load:
+    command = [sys.executable, "-c", PATIENT, "load", manifest]
+    with subprocess.Popen(command, env=site.environment(), cwd=site.folder, text=True, stderr=subprocess.PIPE) as load:
         try:
             proxy.wait_until_stopped()
             yield load

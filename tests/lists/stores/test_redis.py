@@ -716,6 +716,16 @@ def redis_of():
     return servers.programs()["redis"]
 
 
+SYSTEM_RESOLVER = socket.getaddrinfo
+
+
+def resolver(host, *arguments, **options):
+    """Addresses of a host; a name under `invalid` (RFC 6761) is unknown at once."""
+    if str(host).endswith(".invalid"):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    return SYSTEM_RESOLVER(host, *arguments, **options)
+
+
 @pytest.mark.parametrize(
     ("url", "says"),
     [
@@ -725,7 +735,8 @@ def redis_of():
         ("redis+cluster://127.0.0.1:1", "cannot connect to 127.0.0.1:1: Connection refused"),
     ],
 )
-async def test_a_fault_is_reported_without_details_of_python(url, says):
+async def test_a_fault_is_reported_without_details_of_python(url, says, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)  # that of a host may be slower than the store's time limit
     async with opened(url) as store:
         with pytest.raises(StoreError) as caught:
             await store.heads()
