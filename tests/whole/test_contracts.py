@@ -16,9 +16,9 @@ import pytest
 import redis
 import typer
 import yaml
+from amf import Amf
 from pages import ROOT, section
 from simulated import m3ua_wire, osmo_wire
-from simulated.amf import Amf
 from simulated.luhn import check_digit
 from simulated.msc import Msc
 from simulated.node import LISTED, TRACKED, UNLISTED, run_eir, until

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from amf import RESOURCE, Amf, at
 from nrf_server import Nrf
-from simulated.amf import RESOURCE, Amf, at
 from simulated.certificates import Authority
 from simulated.issuer import AMF, Issuer, jwks
 from simulated.node import LISTED, UNLISTED, until, until_async

@@ -11,8 +11,8 @@ import ssl
 import subprocess
 
 import pytest
+from amf import at
 from simulated import http2_wire as wire
-from simulated.amf import at
 from simulated.certificates import VERSIONS, Authority
 from simulated.hostile import Steady, at_rest, beside, memory_mb, settled
 from simulated.http2_wire import ATTACKS, HELLO, RESOURCE, asking, bodies, frames, goaways, statuses

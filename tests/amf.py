@@ -7,8 +7,7 @@ from typing import NamedTuple
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, ResponseReceived, StreamEnded
-
-from .patience import PATIENCE_S
+from simulated.patience import PATIENCE_S
 
 RESOURCE = "/n5g-eir-eic/v1/equipment-status"
 
