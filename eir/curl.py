@@ -195,8 +195,8 @@ async def _read_head(process: asyncio.subprocess.Process, url: str) -> tuple[int
                 fields[name.lower()] = value.strip()
         except ValueError:
             raise Unreached("answer", url, "the head of the answer is too long") from None
-        ends = bool(line)  # False if curl has ended inside the head
-        if not ends or len(words) < 2 or not words[1].isdigit():
+        is_cut_off = not line  # curl has ended before the empty line that ends a head
+        if is_cut_off or len(words) < 2 or not words[1].isdigit():
             raise await _fault(process, url) or Unreached("answer", url, "the server sent no answer")
         status = int(words[1])
     return status, fields

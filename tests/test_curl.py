@@ -161,7 +161,7 @@ async def test_an_answer_has_its_time(web, monkeypatch):
 
 
 async def test_a_head_that_is_cut_off_is_no_answer(tmp_path, monkeypatch):
-    """curl prints the status line before it notices the loss; a webhook whose receiver ended there was not delivered."""
+    """curl prints the status line, then the connection is lost. The receiver of a webhook has not answered."""
     program(
         tmp_path / "bin",
         r"printf 'HTTP/1.1 200 OK\r\nServer: x\r\n'; echo 'curl: (56) reset' >&2; exit 56",

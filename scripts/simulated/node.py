@@ -199,10 +199,13 @@ class Site:
         given = {"env": self.environment(), "cwd": self.folder} | options
         return run_eir(*arguments, status=status, prefix=prefix, **given)
 
-    def popen(self, *arguments, prefix=(), **options):
-        """Start a command of this host in a process of its own, for a test that sends it input or signals."""
+    def popen(self, *arguments, prefix=(), program=COMMAND, **options):
+        """Start a command of this host in a process of its own, for a test that sends it input or signals.
+
+        `program`: words that start the program, in place of `python -m eir`.
+        """
         given = {"env": self.environment(), "cwd": self.folder, "text": True} | options
-        return subprocess.Popen([*prefix, *COMMAND, *map(str, arguments)], **given)
+        return subprocess.Popen([*prefix, *program, *map(str, arguments)], **given)
 
     async def eir_beside(self, *arguments, status=0):
         """Run a command beside clients that go on."""

@@ -14,11 +14,10 @@ from simulated.patience import PROGRAM_S
 
 STAGING, SWITCHING = b"\r\nRPUSH\r\n", b"\r\nEVAL\r\n"
 """What a loader says to stage a base, and to put it in force."""
-PATIENT = (
-    "from eir.__main__ import main; from eir.lists.stores import redis_url; "
-    f"redis_url.ANSWER_TIMEOUT_S = {PROGRAM_S}; main()"
-)
-"""Program of a loader that waits for an answer of Redis until the proxy passes it on."""
+CODE = "from eir.__main__ import main; from eir.lists.stores import redis_url; "
+CODE += f"redis_url.ANSWER_TIMEOUT_S = {PROGRAM_S}; main()"
+PATIENT = [sys.executable, "-c", CODE]
+"""Program that waits for an answer of Redis until the proxy passes it on."""
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +41,7 @@ def a_load_that_stops(fleet, proxy, word):
     manifest = fleet.publish(site=site)
     fleet.begin()
     proxy.stop_before(word)
-    command = [sys.executable, "-c", PATIENT, "load", manifest]
-    with subprocess.Popen(command, env=site.environment(), cwd=site.folder, text=True, stderr=subprocess.PIPE) as load:
+    with site.popen("load", manifest, program=PATIENT, stderr=subprocess.PIPE) as load:
         try:
             proxy.wait_until_stopped()
             yield load

@@ -716,16 +716,20 @@ def redis_of():
     return servers.programs()["redis"]
 
 
-SYSTEM_RESOLVER = socket.getaddrinfo
+@pytest.fixture
+def resolver(monkeypatch):
+    """A resolver that reports a name under `invalid` (RFC 6761) as unknown at once; that of a host may exceed the store's time limit."""
+    lookup = socket.getaddrinfo
+
+    def addresses(host, *arguments, **options):
+        if str(host).endswith(".invalid"):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return lookup(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", addresses)
 
 
-def resolver(host, *arguments, **options):
-    """Addresses of a host; a name under `invalid` (RFC 6761) is unknown at once."""
-    if str(host).endswith(".invalid"):
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-    return SYSTEM_RESOLVER(host, *arguments, **options)
-
-
+@pytest.mark.usefixtures("resolver")
 @pytest.mark.parametrize(
     ("url", "says"),
     [
@@ -735,8 +739,7 @@ def resolver(host, *arguments, **options):
         ("redis+cluster://127.0.0.1:1", "cannot connect to 127.0.0.1:1: Connection refused"),
     ],
 )
-async def test_a_fault_is_reported_without_details_of_python(url, says, monkeypatch):
-    monkeypatch.setattr(socket, "getaddrinfo", resolver)  # that of a host may be slower than the store's time limit
+async def test_a_fault_is_reported_without_details_of_python(url, says):
     async with opened(url) as store:
         with pytest.raises(StoreError) as caught:
             await store.heads()
